@@ -1,0 +1,1 @@
+"""What Kiwi wants to know from Kubernetes: the Services."""

@@ -1,0 +1,164 @@
+"""The values that Kiwi speaks of. All are frozen; equal values are the same fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+
+from attrs import field, frozen
+
+Address = IPv4Address | IPv6Address
+
+
+class Protocol(Enum):
+    """A transport that a Service port can have, spelt as iptables spells it."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+    def __lt__(self, other: Protocol) -> bool:
+        return self.value < other.value
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@frozen(order=True)
+class ServiceName:
+    """The identity of a Service in its cluster."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        """The way people and rule comments name it: bare in namespace C{default}."""
+        return self.name if self.namespace == "default" else f"{self.namespace}/{self.name}"
+
+
+@frozen(order=True)
+class ServicePort:
+    """One port that a Service listens on at its public addresses."""
+
+    protocol: Protocol
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.port}/{self.protocol}"
+
+
+@frozen
+class Service:
+    """
+    What Kiwi needs to know of a Service, whichever API version told it.
+
+    @ivar created: the creation timestamp as RFC 3339 text in UTC, which sorts by age; empty where there is none.
+    @ivar addresses: the public addresses it asks for, in the order it gives them, without repetition.
+    """
+
+    name: ServiceName
+    ports: frozenset[ServicePort]
+    addresses: tuple[Address, ...]
+    created: str = ""
+
+
+@frozen(order=True)
+class Mark:
+    """Traffic to one port of one public address, marked on behalf of one Service."""
+
+    address: IPv4Address
+    protocol: Protocol
+    port: int
+    service: str
+
+
+@frozen
+class Assignment:
+    """
+    A public address that may be on the interface until a moment.
+
+    @ivar expires: on the agent's monotonic clock, in seconds. The kernel is told to remove the address no later.
+    """
+
+    address: IPv4Address
+    expires: float
+
+
+@frozen
+class Hold:
+    """
+    This agent's own knowledge of its claim to an address.
+
+    @ivar sent: when the last confirmed request for it was sent, on the agent's monotonic clock.
+    @ivar since: when the claim was won or adopted, on the same clock.
+    """
+
+    address: IPv4Address
+    sent: float
+    since: float
+
+
+@frozen
+class AgentRecord:
+    """
+    What an agent tells the others about itself.
+
+    @ivar id: unique among the agents.
+    @ivar host: the name of the host it runs on, for people.
+    @ivar place: the same for all processes on one running host, and different on any other.
+    @ivar instance: tells two processes apart.
+    """
+
+    id: str
+    host: str
+    place: str
+    instance: str
+
+
+@frozen
+class Claims:
+    """
+    Everything that the claim store knows, at one moment.
+
+    @ivar holders: the id of the agent that claims each address.
+    @ivar agents: the agents that are alive, by id.
+    """
+
+    holders: Mapping[IPv4Address, str] = field(factory=dict)
+    agents: Mapping[str, AgentRecord] = field(factory=dict)
+
+
+@frozen
+class Link:
+    """
+    The interface that addresses go to.
+
+    @ivar mac: six bytes; empty where the link layer has none.
+    @ivar ready: it is administratively up and has carrier.
+    """
+
+    index: int
+    name: str
+    mac: bytes
+    ready: bool
+
+
+@frozen
+class Host:
+    """
+    What is on this host, as its kernel tells it.
+
+    @ivar link: the interface of the agent, or C{None} while it does not exist.
+    @ivar assigned: the addresses that carry Kiwi's tag on that interface, and when the kernel removes each one: seconds
+        on the agent's monotonic clock, infinity where it never does.
+    @ivar subnets: the addresses with their networks that somebody else configured on that interface.
+    @ivar own: every address that somebody else configured, on whichever interface, with its network.
+    @ivar gateways: the next hops of the default routes.
+    """
+
+    link: Link | None
+    assigned: Mapping[IPv4Address, float] = field(factory=dict)
+    subnets: frozenset[IPv4Interface] = frozenset()
+    own: frozenset[IPv4Interface] = frozenset()
+    gateways: frozenset[IPv4Address] = frozenset()

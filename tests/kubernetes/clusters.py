@@ -1,0 +1,204 @@
+"""Clusters to follow: what a test can do with one, in memory and over TCP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+from attrs import define, field
+from treq.client import HTTPClient
+from treq.testing import RequestTraversalAgent
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.server import Site
+from zope.interface import provider
+
+from kiwi.backoff import BackoffPolicy
+from kiwi.kubernetes.watch import ServiceWatch
+from kiwi.model import Service, ServiceName
+from tests.fakes.kubernetes import KubernetesResource, KubernetesState
+
+Services = Mapping[ServiceName, Service]
+
+
+def latest(low: float, high: float) -> float:
+    """The longest wait there can be."""
+    return high
+
+
+@define(eq=False)
+class Following:
+    """A watch that has been started, and what it told."""
+
+    watch: ServiceWatch
+    told: list[Services] = field(factory=list)
+
+    @property
+    def services(self) -> Services | None:
+        return self.told[-1] if self.told else None
+
+    @property
+    def names(self) -> list[str] | None:
+        """The names of the Services that were told last."""
+        return sorted(map(str, self.told[-1])) if self.told else None
+
+
+class Cluster(Protocol):
+    """A cluster with an API server of one version."""
+
+    async def put(self, manifest: Mapping[str, Any]) -> None:
+        """Create or change a Service, from its C{v1} manifest."""
+
+    async def delete(self, name: str) -> None:
+        """Delete a Service in namespace C{default}."""
+
+    async def interrupt(self) -> None:
+        """Break every connection to the server once."""
+
+    def follow(self, api: str) -> Following:
+        """Start to follow the Services."""
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for something; fail if it does not come to be."""
+
+    async def stop(self, following: Following) -> None:
+        """Stop following them; fail if that leaves a connection or a timer behind."""
+
+
+def _follow(
+    http: HTTPClient, stream_http: HTTPClient, clock: IReactorTime, endpoint: str, api: str, policy: BackoffPolicy
+) -> Following:
+    told: list[Services] = []
+    watch = ServiceWatch(http, stream_http, clock, endpoint, api, policy, told.append)
+    watch.startService()
+    return Following(watch, told)
+
+
+class MemoryCluster:
+    """The server in memory, and simulated time."""
+
+    def __init__(self, case: SynchronousTestCase | TestCase, **behaviour: Any) -> None:
+        self.case = case
+        self.clock = Clock()
+        self.state = KubernetesState(clock=self.clock, **behaviour)
+        self.agent = RequestTraversalAgent(KubernetesResource(self.state))
+        self.policy = BackoffPolicy(0.1, 5.0, latest)
+
+    async def put(self, manifest: Mapping[str, Any]) -> None:
+        self.state.put(manifest)
+        self.turn()
+
+    async def delete(self, name: str) -> None:
+        self.state.delete(name)
+        self.turn()
+
+    async def interrupt(self) -> None:
+        self.state.drop_connections()
+        self.turn()
+
+    def follow(self, api: str = "auto") -> Following:
+        http = HTTPClient(self.agent)
+        following = _follow(http, http, self.clock, "http://kubernetes:8080/", api, self.policy)
+        self.case.addCleanup(self._stop, following)
+        self.turn()
+        return following
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """Let what is due happen, and what is on its way arrive."""
+        self.clock.advance(seconds)
+        for _ in range(5):
+            self.agent.flush()
+            self.clock.advance(0)
+
+    def wait(self, seconds: float, step: float = 0.1) -> None:
+        """Let time pass."""
+        for _ in range(round(seconds / step)):
+            self.turn(step)
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        for _ in range(1000):
+            if condition():
+                return
+            self.turn(0.01)
+        self.case.fail(f"waited in vain for {what}")
+
+    async def stop(self, following: Following) -> None:
+        self._stop(following)
+
+    def _stop(self, following: Following) -> None:
+        if following.watch.running:
+            following.watch.stopService()
+        self.turn()
+        self.case.assertEqual((self.state.watchers, self.clock.getDelayedCalls()), ([], []))
+
+
+class TCPCluster:
+    """The server on the loopback, and the time of day."""
+
+    def __init__(self, case: TestCase) -> None:
+        reactor = cast(Any, global_reactor)
+        self.case = case
+        self.clock = reactor
+        self.state = KubernetesState(clock=reactor)
+        site = Site(KubernetesResource(self.state))
+        self.pool = HTTPConnectionPool(reactor)
+        self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
+        self.endpoint = f"http://127.0.0.1:{self.port.getHost().port}"
+        case.addCleanup(self.close)
+
+    def close(self) -> Deferred[Any]:
+        """Let go of the port and of every connection."""
+        self.state.drop_connections()
+        return gatherResults([self.port.stopListening(), self.pool.closeCachedConnections()]).addCallback(
+            lambda _: deferLater(self.clock, 0.05)
+        )
+
+    async def put(self, manifest: Mapping[str, Any]) -> None:
+        self.state.put(manifest)
+
+    async def delete(self, name: str) -> None:
+        self.state.delete(name)
+
+    async def interrupt(self) -> None:
+        self.state.drop_connections()
+
+    def follow(self, api: str = "auto") -> Following:
+        http = HTTPClient(Agent(self.clock, pool=self.pool))
+        stream_http = HTTPClient(Agent(self.clock))
+        following = _follow(http, stream_http, self.clock, self.endpoint, api, BackoffPolicy(0.01, 0.1, latest))
+        self.case.addCleanup(self._stop, following)
+        return following
+
+    def _stop(self, following: Following) -> None:
+        if following.watch.running:
+            following.watch.stopService()
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        end = self.clock.seconds() + 15
+        while not condition():
+            if self.clock.seconds() > end:
+                self.case.fail(f"waited in vain for {what}")
+            await deferLater(self.clock, 0.01)
+
+    async def stop(self, following: Following) -> None:
+        self._stop(following)
+        await self.until(lambda: not self.state.watchers, "the server to see that nobody watches")
+
+
+def captured_log(case: SynchronousTestCase | TestCase) -> list[str]:
+    """The lines that the log has heard from Kiwi since now."""
+    lines: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_namespace", "").startswith("kiwi"):
+            lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    case.addCleanup(globalLogPublisher.removeObserver, observe)
+    return lines
