@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from inspect import CORO_RUNNING, getcoroutinestate
 from typing import Any, TypeVar
 
 from attrs import define, field, frozen
@@ -93,8 +92,7 @@ def _cancellable(work: Coroutine[Any, Any, T], cancelled: Callable[[], None] = l
         nonlocal cancelling
         cancelling = True
         cancelled()
-        if getcoroutinestate(work) != CORO_RUNNING:
-            inner.cancel()
+        inner.cancel()
 
     def ended(result: T | Failure) -> None:
         if cancelling:

@@ -1,0 +1,1 @@
+"""Who carries which address: the claim store."""

@@ -1,0 +1,144 @@
+"""Where the suite of claim stores runs: in memory, over the fake of etcd v2, and over real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from attrs import define, field
+from twisted.trial.unittest import TestCase
+
+from kiwi.backoff import BackoffPolicy
+from kiwi.claims.etcd2 import Etcd2ClaimStore
+from kiwi.claims.memory import MemoryClaims, MemoryClaimStore
+from kiwi.http import request
+from tests.fakes.etcd2 import FakeEtcd2
+from tests.fakes.etcd_process import EtcdProcess, free_port, shared_etcd, unique_prefix
+from tests.fakes.worlds import ClockWorld, RealWorld, World
+
+from .claimstoretests import LONG
+
+BACKOFF = BackoffPolicy(0.1, 0.5, lambda low, high: (low + high) / 2)
+
+
+@define(eq=False)
+class MemoryStage:
+    """Claims in memory."""
+
+    world: ClockWorld = field(factory=ClockWorld)
+    claims: MemoryClaims = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.claims = MemoryClaims(self.world.clock)
+
+    def store(self, agent_id: str, ttl: int = LONG) -> MemoryClaimStore:
+        return self.claims.store(agent_id, ttl)
+
+
+def etcd2_store(world: World, endpoints: Sequence[str], prefix: str, agent_id: str, ttl: int = LONG) -> Etcd2ClaimStore:
+    return Etcd2ClaimStore(world.http, world.stream_http, world.clock, endpoints, prefix, agent_id, ttl, BACKOFF)
+
+
+async def ask_etcd2(world: World, method: str, url: str) -> None:
+    """Do what no agent would."""
+    response = await world.of(request(world.http, world.clock, method, url, timeout=30))
+    assert response.status in (200, 201), response
+
+
+@define(eq=False)
+class FakeEtcd2Stage:
+    """The fake, in simulated time."""
+
+    world: ClockWorld = field(factory=ClockWorld)
+    fake: FakeEtcd2 = field(init=False)
+    where: str = "etcd:2379"
+
+    def __attrs_post_init__(self) -> None:
+        self.fake = FakeEtcd2(self.world.clock)
+        self.start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.where}"
+
+    def store(self, agent_id: str, ttl: int = LONG) -> Etcd2ClaimStore:
+        return etcd2_store(self.world, [self.endpoint], "/kiwi", agent_id, ttl)
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd2ClaimStore:
+        return etcd2_store(self.world, ["http://dead:2379", self.endpoint], "/kiwi", agent_id)
+
+    def crash(self) -> None:
+        self.world.network.unplug(self.where)
+        self.fake.drop_streams()
+
+    def start(self, wipe: bool = False) -> None:
+        if wipe:
+            self.fake.lose_data()
+        self.world.network.plug(self.where, self.fake)
+
+    def freeze(self) -> None:
+        self.fake.hanging = True
+
+    def thaw(self) -> None:
+        self.fake.thaw()
+
+    async def write(self, path: str, value: str | None) -> None:
+        what = "dir=true" if value is None else f"value={quote(value)}"
+        await ask_etcd2(self.world, "PUT", f"{self.endpoint}/v2/keys/kiwi{quote(path)}?{what}")
+
+    async def delete(self, path: str) -> None:
+        await ask_etcd2(self.world, "DELETE", f"{self.endpoint}/v2/keys/kiwi{quote(path)}?recursive=true")
+
+
+@define(eq=False)
+class RealEtcd2Stage:
+    """A real one, in real time."""
+
+    world: RealWorld
+    process: EtcdProcess
+    prefix: str = field(factory=unique_prefix)
+
+    def store(self, agent_id: str, ttl: int = LONG) -> Etcd2ClaimStore:
+        return etcd2_store(self.world, [self.process.endpoint], self.prefix, agent_id, ttl)
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd2ClaimStore:
+        dead = f"http://127.0.0.1:{free_port()}"
+        return etcd2_store(self.world, [dead, self.process.endpoint], self.prefix, agent_id)
+
+    def crash(self) -> None:
+        self.process.kill()
+
+    def start(self, wipe: bool = False) -> None:
+        self.process.restart(wipe)
+
+    def freeze(self) -> None:
+        self.process.freeze()
+
+    def thaw(self) -> None:
+        self.process.thaw()
+
+    async def write(self, path: str, value: str | None) -> None:
+        what = "dir=true" if value is None else f"value={quote(value)}"
+        await ask_etcd2(self.world, "PUT", f"{self.process.endpoint}/v2/keys{self.prefix}{quote(path)}?{what}")
+
+    async def delete(self, path: str) -> None:
+        url = f"{self.process.endpoint}/v2/keys{self.prefix}{quote(path)}?recursive=true"
+        await ask_etcd2(self.world, "DELETE", url)
+
+
+def fake_stage(case: TestCase) -> FakeEtcd2Stage:
+    return FakeEtcd2Stage()
+
+
+def debian_stage(case: TestCase) -> RealEtcd2Stage:
+    return _real_stage(case, "Debian")
+
+
+def wheel_stage(case: TestCase) -> RealEtcd2Stage:
+    return _real_stage(case, "Wheel")
+
+
+def _real_stage(case: TestCase, name: str) -> RealEtcd2Stage:
+    process = shared_etcd(name)
+    case.addCleanup(process.revive)
+    return RealEtcd2Stage(RealWorld(case), process)
