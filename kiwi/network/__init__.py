@@ -1,0 +1,1 @@
+"""The host: addresses, firewall, announcements."""

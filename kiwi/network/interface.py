@@ -1,0 +1,102 @@
+"""The seams to the host: its addresses, its firewall, and the neighbours on its link. Every call blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from ipaddress import IPv4Address
+
+from attrs import field, frozen
+from zope.interface import Interface
+
+from kiwi.model import Assignment, Host, Mark
+
+
+class NetworkError(Exception):
+    """The host refused. Its text is one printable line that says what was asked, and what the host answered."""
+
+
+@frozen
+class Assigned:
+    """
+    What came of an assignment.
+
+    @ivar expires: the addresses that are on the interface now, and when the kernel removes each one (seconds on the
+        agent's monotonic clock; no later than was asked).
+    @ivar failed: why each of the others is not; one printable line each.
+    """
+
+    expires: Mapping[IPv4Address, float] = field(factory=dict)
+    failed: Mapping[IPv4Address, str] = field(factory=dict)
+
+
+@frozen
+class Unassigned:
+    """What came of taking addresses away: those that are gone, and why each of the others is not."""
+
+    gone: frozenset[IPv4Address] = frozenset()
+    failed: Mapping[IPv4Address, str] = field(factory=dict)
+
+
+class IAddresses(Interface):
+    """The addresses of one interface of this host, of which those with Kiwi's tag are ours."""
+
+    def read() -> Host:
+        """How the host is now. Raises L{NetworkError} where the kernel does not tell."""
+
+    def assign(assignments: AbstractSet[Assignment]) -> Assigned:
+        """
+        Put these on the interface, or extend them where they are there, each with a kernel lifetime that ends no later
+        than its C{expires}. The clock is read just before the kernel is told: what has less than a second left is not
+        assigned (and fails). An address that somebody else configured is left as it is (and fails).
+        """
+
+    def unassign(addresses: AbstractSet[IPv4Address]) -> Unassigned:
+        """Take these off the interface. One that is not there, or is not ours and stays, counts as gone."""
+
+
+class IFirewall(Interface):
+    """One chain of one host, reached from C{PREROUTING}, in table C{mangle}."""
+
+    def read() -> frozenset[Mark] | None:
+        """
+        The marks that are set, or C{None} where the chain is not exactly as L{replace} would leave it: missing, not
+        reached, or with a rule in it that is not ours. Raises L{NetworkError}.
+        """
+
+    def replace(marks: AbstractSet[Mark]) -> None:
+        """
+        Make the chain mark exactly this traffic, and traffic pass through it; or raise L{NetworkError} and change
+        nothing.
+        """
+
+    def remove() -> None:
+        """Leave no trace of the chain. It is no error if there is none. Raises L{NetworkError}."""
+
+
+class IAnnouncer(Interface):
+    """Tells the neighbours on the link where addresses are."""
+
+    def announce(assignments: AbstractSet[Assignment]) -> None:
+        """
+        Send one round of gratuitous ARP (request and reply form, RFC 5227 section 3 and RFC 5944 section 4.6) for each
+        address, but for those whose time has come (C{expires}). Raises L{NetworkError}.
+        """
+
+
+class INeighbours(Interface):
+    """Asks the neighbours on the link about addresses."""
+
+    def probe(addresses: AbstractSet[IPv4Address], wait: float) -> Mapping[IPv4Address, bytes]:
+        """
+        Ask whether another machine has one of these addresses (RFC 5227, section 2.1.1), and wait so many seconds for
+        answers, or until every address was answered for. Each address is asked for more than once, so that one lost
+        frame does not matter. Raises L{NetworkError}.
+
+        An answer is any ARP that another MAC address than the interface's own sends with one of these addresses as its
+        sender's, whomever it is meant for. A probe of another machine is none: agents may ask for one address at the
+        same time, and neither has it.
+
+        @return: the MAC address (six bytes) of who has each address that somebody has; nothing where the link layer is
+            not Ethernet.
+        """

@@ -1,0 +1,270 @@
+"""What other machines say of addresses reaches the agent."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from time import monotonic
+
+from twisted.internet import reactor
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from kiwi.model import Assignment
+from kiwi.network.announcer import ArpAnnouncer
+from kiwi.network.arp import arp_announcement, arp_probe
+from kiwi.network.listener import ArpListener
+
+from .hosts import enter_host
+from .turns import Turns
+from .wires import Wire
+
+ADDRESS = IPv4Address("192.168.1.41")
+OURS = bytes.fromhex("020000000007")
+THEIRS = bytes.fromhex("020000000008")
+
+
+class ArpListenerTests(SynchronousTestCase):
+    """A listener on a host, and another machine of which we send the frames."""
+
+    def setUp(self) -> None:
+        self.host = enter_host(self)
+        self.host.link(address=OURS.hex(":"))
+        self.wire = Wire(self.host)
+        self.addCleanup(self.wire.close)
+        self.turns = Turns()
+        self.told: list[tuple[IPv4Address, bytes]] = []
+        self.listener = ArpListener(self.turns, "em1", self.hear)
+        self.addCleanup(self.stop)
+
+    def hear(self, address: IPv4Address, mac: bytes) -> None:
+        self.told.append((address, mac))
+
+    def start(self) -> None:
+        self.listener.startService()
+
+    def stop(self) -> None:
+        if self.listener.running:
+            self.listener.stopService()
+
+    def heard(self) -> list[tuple[IPv4Address, bytes]]:
+        """What the listener told, until it is quiet."""
+        self.turns.advance(0.02)
+        while self.turns.turn(0.2):
+            self.turns.advance(0.02)
+        told, self.told = self.told, []
+        return told
+
+    def say(self, address: IPv4Address = ADDRESS) -> None:
+        """Another machine announces an address, in request form."""
+        self.wire.send(arp_announcement(THEIRS, address)[0])
+
+    def assert_hears(self) -> None:
+        self.heard()
+        self.say()
+        self.assertEqual(self.heard(), [(ADDRESS, THEIRS)])
+
+    def replace_link(self) -> None:
+        """Let the interface go and come back."""
+        self.host.remove_link()
+        self.create_link()
+
+    def create_link(self) -> None:
+        self.host.create_link()
+        self.wire.close()
+        self.wire.listen()
+
+    def test_interface(self) -> None:
+        """It provides what the reactor wants of it."""
+        verifyObject(IReadDescriptor, self.listener)
+        self.assertEqual(self.listener.logPrefix(), "arp")
+
+    def test_announcement(self) -> None:
+        """Each announcement of another machine is told, in either form."""
+        self.start()
+        self.wire.send(*arp_announcement(THEIRS, ADDRESS), *arp_announcement(THEIRS, ADDRESS + 1))
+        self.assertEqual(self.heard(), [(ADDRESS, THEIRS)] * 2 + [(ADDRESS + 1, THEIRS)] * 2)
+
+    def test_ourselves(self) -> None:
+        """What we announce is not told, not even if it comes back to us; whatever our MAC address is by then."""
+        self.start()
+        announcer = ArpAnnouncer("em1", lambda: 0.0)
+        self.addCleanup(announcer.close)
+        for mac in (OURS, bytes.fromhex("020000000009")):
+            self.host.link(address=mac.hex(":"))
+            announcer.announce({Assignment(ADDRESS, 1)})
+            own = self.wire.frames()
+            self.assertEqual(own, list(arp_announcement(mac, ADDRESS)))
+            self.wire.send(*own)
+            self.say(ADDRESS + 1)
+            self.assertEqual(self.heard(), [(ADDRESS + 1, THEIRS)])
+
+    def test_not_told(self) -> None:
+        """Probes, other VLANs, and what is no proper ARP are passed over."""
+        self.start()
+        announcement = arp_announcement(THEIRS, ADDRESS)[0]
+        self.wire.send(
+            arp_probe(THEIRS, ADDRESS),
+            announcement[:12] + bytes.fromhex("81000005") + announcement[12:],
+            announcement[:14],
+            announcement[:41],
+            announcement[:20] + b"\0\3" + announcement[22:],
+        )
+        self.assert_hears()
+
+    def test_flood(self) -> None:
+        """However much there is to hear, 200 frames are heard in a turn, and there is a turn each 20 ms."""
+        self.start()
+        for number in range(500):
+            self.say(ADDRESS + number)
+        counts = []
+        for _ in range(3):
+            self.assertTrue(self.turns.turn(1))
+            counts.append(len(self.told))
+            self.turns.advance(0.019)
+            self.assertEqual(self.turns.readers, [])
+            self.turns.advance(0.001)
+        self.assertEqual(counts, [200, 400, 500])
+        self.assertEqual(self.heard(), [(ADDRESS + number, THEIRS) for number in range(500)])
+
+    def test_mistake(self) -> None:
+        """Someone who cannot bear to be told keeps nobody from being heard."""
+
+        def hear(address: IPv4Address, mac: bytes) -> None:
+            self.hear(address, mac)
+            raise ZeroDivisionError
+
+        mistaken = ArpListener(self.turns, "em1", hear)
+        mistaken.startService()
+        self.addCleanup(mistaken.stopService)
+        self.say()
+        self.say(ADDRESS + 1)
+        self.assertEqual(self.heard(), [(ADDRESS, THEIRS), (ADDRESS + 1, THEIRS)])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_absent_at_start(self) -> None:
+        """An interface that does not exist yet is heard within a second of its coming; both are said once."""
+        self.host.remove_link()
+        with capturedLogs() as events:
+            self.start()
+            self.turns.pump([1, 1])
+            self.create_link()
+            self.turns.pump([1, 1])
+        self.assertEqual(
+            [formatEvent(event) for event in events],
+            [
+                "cannot hear who has which address on em1, trying again: No such device",
+                "hearing who has which address on em1 again",
+            ],
+        )
+        self.assert_hears()
+
+    def test_gone_and_back(self) -> None:
+        """An interface that goes away and comes back is heard again within a second."""
+        self.start()
+        self.assert_hears()
+        self.host.remove_link()
+        self.assertEqual(self.heard(), [])
+        self.turns.pump([1, 1])
+        self.create_link()
+        self.turns.advance(1)
+        self.assert_hears()
+
+    def test_replaced(self) -> None:
+        """An interface that was replaced by another one between two looks is heard after the next one."""
+        self.start()
+        self.replace_link()
+        self.turns.advance(1)
+        self.assert_hears()
+
+    def test_down_and_up(self) -> None:
+        """An interface that is up again is heard."""
+        self.start()
+        self.host.link(state="down")
+        self.assertEqual(self.heard(), [])
+        self.turns.advance(1)
+        self.host.link(state="up")
+        self.assert_hears()
+
+    def test_reactor_gives_up(self) -> None:
+        """That the reactor gave up on the socket changes nothing."""
+        self.start()
+        self.listener.connectionLost(Failure(ConnectionLost()))
+        self.assert_hears()
+
+    def test_no_socket(self) -> None:
+        """A socket that cannot be had is tried for again a second later."""
+        limits = getrlimit(RLIMIT_NOFILE)
+        setrlimit(RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            self.start()
+        finally:
+            setrlimit(RLIMIT_NOFILE, limits)
+        self.assertEqual((self.listener.fileno(), self.turns.readers), (-1, []))
+        self.turns.advance(1)
+        self.assert_hears()
+
+    def test_stop(self) -> None:
+        """After the stop the socket is closed and nothing is told or planned, in the middle of a rest and before."""
+        for rests in (False, True):
+            self.start()
+            self.say()
+            if rests:
+                self.assertTrue(self.turns.turn(1))
+            self.stop()
+            self.listener.connectionLost(Failure(ConnectionLost()))
+            state = (self.listener.fileno(), self.turns.readers, self.turns.getDelayedCalls())
+            self.assertEqual(state, (-1, [], []))
+            self.assertEqual(self.heard(), [(ADDRESS, THEIRS)] * rests)
+
+    def test_stop_when_told(self) -> None:
+        """Who is told may stop the listener, and is told nothing more."""
+
+        def hear(address: IPv4Address, mac: bytes) -> None:
+            self.hear(address, mac)
+            listener.stopService()
+
+        listener = ArpListener(self.turns, "em1", hear)
+        listener.startService()
+        self.say()
+        self.say(ADDRESS + 1)
+        self.assertEqual(self.heard(), [(ADDRESS, THEIRS)])
+        self.assertEqual((self.turns.readers, self.turns.getDelayedCalls()), ([], []))
+
+
+class ReactorTests(TestCase):
+    """A listener in a real reactor."""
+
+    async def test_gone_and_back(self) -> None:
+        """It hears a machine, and hears it again after the interface went down, away, and came back."""
+        host = enter_host(self)
+        wire = Wire(host)
+        self.addCleanup(wire.close)
+        told: list[IPv4Address] = []
+        listener = ArpListener(reactor, "em1", lambda address, mac: told.append(address))
+        listener.startService()
+        self.addCleanup(listener.stopService)
+
+        async def hears(address: IPv4Address) -> None:
+            end = monotonic() + 20
+            while address not in told:
+                self.assertLess(monotonic(), end)
+                wire.send(arp_announcement(THEIRS, address)[0])
+                await deferLater(reactor, 0.05)
+
+        await hears(ADDRESS)
+        host.link(state="down")
+        await deferLater(reactor, 0.1)
+        host.link(state="up")
+        await hears(ADDRESS + 1)
+        host.remove_link()
+        await deferLater(reactor, 0.1)
+        host.create_link()
+        wire.close()
+        wire.listen()
+        await hears(ADDRESS + 2)
