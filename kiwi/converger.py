@@ -1,0 +1,624 @@
+"""The loop: gather what is known, plan, perform, remember what came of it, and sleep until there is reason to wake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatchmethod
+from ipaddress import IPv4Address
+from math import inf
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+from effect import Effect
+from twisted.application.service import Service as TwistedService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from .backoff import BackoffPolicy
+from .claims.interface import Granted, Lost, Released, Taken, Unavailable
+from .logs import logger, printable
+from .model import Assignment, Claims, Hold, Host, Mark, Service, ServiceName
+from .network.interface import Assigned, NetworkError, Unassigned
+from .planning import Announced, Plan, Situation, Terms, plan
+from .selection import Network, Refusal, Selection, select
+from .steps import (
+    ADDRESSES,
+    FIREWALL,
+    NEIGHBOURS,
+    PROBES,
+    RECORD,
+    Acquire,
+    Announce,
+    Assign,
+    AssignmentOf,
+    ClaimTo,
+    Deregister,
+    LookAtHost,
+    LookAtMarks,
+    MarkTraffic,
+    Probe,
+    Register,
+    Release,
+    Renew,
+    Step,
+    Subject,
+    Unassign,
+    Unmark,
+)
+
+ANNOUNCEMENT_GAPS = (0.2, 0.8, 1.5, 2.5)
+"""Seconds between the first rounds of announcements."""
+
+ANNOUNCEMENT_INTERVAL = 60.0
+"""Seconds between the later rounds, give or take a tenth."""
+
+REST_OF_GIVEN_UP = 30.0
+"""Seconds for which an agent leaves an address to the others that it could not put up itself."""
+
+LONGEST_WAIT_FOR_STORE = 0.5
+"""Seconds between tries while something is wanted of the store: until it answers, nothing is carried."""
+
+REST_OF_TAKEN = 0.1
+"""Seconds until an agent tries again for an address that was taken although nobody was seen to have it."""
+
+
+TWIN_PATIENCE = 1.0
+"""Seconds more than a TTL for which the record of another agent with this agent's id must last to be of one alive."""
+
+REST_OF_FOREIGN = 30.0
+"""Seconds after which it is asked again whether another machine still has an address."""
+
+DEFENCE_INTERVAL = 10.0
+"""Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
+
+HEARSAY = 1.0
+"""Seconds for which an answer about one address counts more than what the watch tells, unless the watch has news."""
+
+
+@frozen
+class _Heard:
+    """What the store answered about one address: who has the claim, C{None} for nobody, and when it said so."""
+
+    holder: str | None
+    at: float
+
+
+@frozen
+class _Foreign:
+    """A machine that has an address, and until when that is believed."""
+
+    mac: bytes
+    until: float
+
+
+@define(eq=False)
+class Converger(TwistedService):
+    """
+    Makes what is so what should be so, for one agent.
+
+    @ivar perform: performs an Effect on the reactor.
+    @ivar ranges: the addresses that may be taken; where it is empty, those are the subnets of the interface.
+    @ivar refused: told why, once, when this agent must not run: another one has its id.
+    """
+
+    terms: Terms
+    ranges: Sequence[Network]
+    clock: IReactorTime
+    perform: Callable[[Effect], Deferred[Any]]
+    backoff: BackoffPolicy
+    refused: Callable[[str], None]
+
+    _services: Mapping[ServiceName, Service] | None = field(default=None, init=False)
+    _selection: Selection | None = field(default=None, init=False)
+    _selected_for: object = field(default=None, init=False)
+    _refusals: frozenset[Refusal] = field(default=frozenset(), init=False)
+    _claims: Claims | None = field(default=None, init=False)
+    _heard: dict[IPv4Address, _Heard] = field(factory=dict, init=False)
+    _holds: dict[IPv4Address, Hold] = field(factory=dict, init=False)
+    _renewals_due: set[IPv4Address] = field(factory=set, init=False)
+    _host: Host | None = field(default=None, init=False)
+    _host_stale: bool = field(default=False, init=False)
+    _host_unsure: bool = field(default=False, init=False)
+    _adoptable: set[IPv4Address] = field(factory=set, init=False)
+    _extended: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _marks: frozenset[Mark] | None = field(default=None, init=False)
+    _marks_stale: bool = field(default=True, init=False)
+    _announced: dict[IPv4Address, Announced] = field(factory=dict, init=False)
+    _clear: set[IPv4Address] = field(factory=set, init=False)
+    _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
+    _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _registration_due: bool = field(default=True, init=False)
+    _registered: bool = field(default=False, init=False)
+    _admitted: float | None = field(default=None, init=False)
+    _is_refused: bool = field(default=False, init=False)
+    _twin_until: float | None = field(default=None, init=False)
+    _unmarked: bool = field(default=False, init=False)
+    _busy: set[Subject] = field(factory=set, init=False)
+    _failures: dict[Subject, int] = field(factory=dict, init=False)
+    _rests: dict[Subject, float] = field(factory=dict, init=False)
+    _store_trouble: bool = field(default=False, init=False)
+    _draining: bool = field(default=False, init=False)
+    _drained: Deferred[None] = field(factory=Deferred, init=False)
+    _next_pass: IDelayedCall | None = field(default=None, init=False)
+    _rested_at: float = field(default=0.0, init=False)
+
+    log = logger("kiwi")
+
+    # What wakes it.
+
+    def services_changed(self, services: Mapping[ServiceName, Service]) -> None:
+        """These are the Services now."""
+        self._services = services
+        self._wake()
+
+    def claims_changed(self, claims: Claims) -> None:
+        """This is what the claim store knows now."""
+        before = self._claims.holders if self._claims else {}
+        # The watch may be behind an answer: news about other addresses do not take that back.
+        self._heard = {
+            address: heard
+            for address, heard in self._heard.items()
+            if claims.holders.get(address) == before.get(address) != heard.holder
+        }
+        self._claims = claims
+        self._wake()
+
+    def host_changed(self) -> None:
+        """Something about the host's addresses or links changed."""
+        self._host_stale = True
+        self._wake()
+
+    def neighbour_heard(self, address: IPv4Address, mac: bytes) -> None:
+        """A machine on the link says that it has an address."""
+        now = self.clock.seconds()
+        if self._host is None or address not in self._host.assigned or now < self._defended.get(address, -inf):
+            return
+        self._defended[address] = now + DEFENCE_INTERVAL
+        self._announced.pop(address, None)
+        self.log.error(
+            "{address}: another machine, with the MAC address {mac}, says that it has this address too; "
+            "announcing anew",
+            address=address,
+            mac=mac.hex(":"),
+        )
+        self._wake()
+
+    def beat(self) -> None:
+        """Time to confirm what is held, to be heard of, and to look whether the host is as it was left."""
+        self._renewals_due.update(self._holds)
+        self._registration_due = True
+        self._host_stale = True
+        self._marks_stale = True
+        self._wake()
+
+    def drain(self) -> Deferred[None]:
+        """Take everything back, in order; fires when nothing is left."""
+        if not self._draining:
+            self._draining = True
+            self.log.info("{agent}: going; taking everything back", agent=self.terms.id)
+            self._wake()
+        return self._drained
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self._wake()
+
+    def stopService(self) -> None:
+        super().stopService()  # type: ignore[no-untyped-call]
+        if self._next_pass is not None:
+            self._next_pass.cancel()
+            self._next_pass = None
+
+    @property
+    def holds(self) -> Mapping[IPv4Address, Hold]:
+        """What this agent holds."""
+        return self._holds
+
+    # The loop.
+
+    def _wake(self) -> None:
+        """Look soon. After a pass that took long the loop rests for as long, so that events may gather."""
+        self._sleep(max(0.0, self._rested_at - self.clock.seconds()))
+
+    def _sleep(self, seconds: float) -> None:
+        if not self.running:
+            return
+        when = self.clock.seconds() + seconds
+        if self._next_pass is None:
+            self._next_pass = self.clock.callLater(seconds, self._pass)
+        elif when < self._next_pass.getTime():
+            self._next_pass.reset(seconds)
+
+    def _pass(self) -> None:
+        self._next_pass = None
+        started = self.clock.seconds()
+        made = Plan(look=started + 1.0)
+        try:
+            made = plan(self._gather(), self.terms)
+        except Exception:  # noqa: BLE001 the loop outlives a mistake in one pass
+            self.log.failure("planning failed; trying again in 1 s")
+        for step in made.steps:
+            self._do(step)
+        now = self.clock.seconds()
+        self._rested_at = now + (now - started)
+        look = min(
+            (
+                made.look,
+                self._twin_until or inf,
+                *(heard.at + HEARSAY for heard in self._heard.values()),
+                *(foreign.until for foreign in self._foreign.values()),
+            )
+        )
+        if look < inf:
+            self._sleep(max(0.0, look - now, self._rested_at - now))
+        if self._draining and not (self._drained.called or made.steps or self._busy or self._is_left()):
+            self._drained.callback(None)
+
+    def _is_left(self) -> bool:
+        """Whether an agent that is going has still something to take back."""
+        assigned = self._host is None or self._host_unsure or bool(self._host.assigned)
+        return assigned or bool(self._holds) or not self._unmarked or self._registered
+
+    def _gather(self) -> Situation:
+        now = self.clock.seconds()
+        wanted = self._select()
+        self._end_holds(now)
+        self._watch_for_twin(now)
+        self._heard = {address: heard for address, heard in self._heard.items() if now < heard.at + HEARSAY}
+        heard = {address: heard.holder for address, heard in self._heard.items()}
+        if wanted is not None and self._claims is not None:
+            holders = self._claims.holders
+            free = {a for a in wanted if not (a in self._holds or heard.get(a, holders.get(a)))}
+            self._free_since = {a: self._free_since.get(a, now) for a in free}
+            # What an agent carries is known not to be anybody else's: a takeover asks nobody.
+            self._clear = {a for a in wanted if a in self._clear or a in holders}
+            self._foreign = {a: foreign for a, foreign in self._foreign.items() if now < foreign.until and a in wanted}
+        return Situation(
+            now=now,
+            wanted=wanted,
+            claims=self._claims,
+            heard=heard,
+            holds=self._holds,
+            store_troubled=self._store_trouble,
+            renewals_due=self._renewals_due,
+            host=self._host,
+            host_stale=self._host_stale,
+            host_unsure=self._host_unsure,
+            adoptable=self._adoptable,
+            extended=self._extended,
+            marks=self._marks,
+            marks_stale=self._marks_stale,
+            announced=self._announced,
+            new=wanted.keys() - self._clear - self._foreign.keys() if wanted else frozenset(),
+            foreign=self._foreign.keys(),
+            free_since=self._free_since,
+            registration_due=self._registration_due,
+            admitted=self._admitted,
+            busy=self._busy,
+            failures=self._failures,
+            rests=self._rests,
+            draining=self._draining,
+            unmarked=self._unmarked,
+            registered=self._registered,
+        )
+
+    def _select(self) -> Mapping[IPv4Address, frozenset[Mark]] | None:
+        """The addresses that the Services may have; made anew only when what it rests on has changed."""
+        if self._services is None or self._host is None:
+            return None
+        rests_on = (id(self._services), self._host.own, self._host.subnets, self._host.gateways)
+        if self._selection is None or rests_on != self._selected_for:
+            self._selection, self._selected_for = (
+                select(self._services.values(), self._host, self.ranges),
+                rests_on,
+            )
+            for refusal in sorted(
+                self._selection.refusals - self._refusals, key=lambda r: (r.service, str(r.address), r.reason)
+            ):
+                self.log.warn(
+                    "{address} of Service {service} is ignored: {reason}",
+                    address=refusal.address,
+                    service=refusal.service,
+                    reason=refusal.reason,
+                )
+            self._refusals = self._selection.refusals
+        return self._selection.wanted
+
+    def _end_holds(self, now: float) -> None:
+        for hold in [hold for hold in self._holds.values() if self.terms.hold_ends(hold) <= now]:
+            del self._holds[hold.address]
+            self._renewals_due.discard(hold.address)
+            self.log.warn(
+                "{address}: letting go, for the claim store has not confirmed the claim for {seconds:.1f} s",
+                address=hold.address,
+                seconds=now - hold.sent,
+            )
+
+    def _do(self, step: Step) -> None:
+        subjects = frozenset(step.subjects)
+        self._busy |= subjects
+        self.log.debug("{step}", step=step)
+
+        def done(result: Any) -> None:
+            self._busy -= subjects
+            self._note(step, result)
+            self._wake()
+
+        def failed(failure: Failure) -> None:
+            self._busy -= subjects
+            if not failure.check(NetworkError):
+                self.log.failure("{step} failed in a way that nobody thought of", failure, step=step)
+            if ADDRESSES in subjects:
+                self._host_unsure = True
+            for subject in subjects:
+                self._failed(subject, failure.getErrorMessage())
+            self._wake()
+
+        self.perform(step.as_effect()).addCallbacks(done, failed).addErrback(
+            lambda failure: self.log.failure("noting what came of {step} failed", failure, step=step)
+        )
+
+    # Success and failure.
+
+    def _succeeded(self, subject: Subject) -> None:
+        self._rests.pop(subject, None)
+        if self._failures.pop(subject, 0) and not isinstance(subject, ClaimTo):
+            self.log.info("{subject}: all is well again", subject=subject)
+
+    def _failed(self, subject: Subject, reason: str) -> None:
+        failures = self._failures[subject] = self._failures.get(subject, 0) + 1
+        wait = self.backoff.wait(failures)
+        self._rests[subject] = self.clock.seconds() + wait
+        if failures == 1:
+            self.log.error("{subject}: {reason}; trying again", subject=subject, reason=reason)
+        else:
+            self.log.debug("{subject}: {reason}; try {failures}", subject=subject, reason=reason, failures=failures)
+
+    def _store_failed(self, subject: Subject, answer: Unavailable) -> None:
+        """The store is one thing: it is said once that it fails, however many claims that concerns."""
+        self._failures[subject] = self._failures.get(subject, 0) + 1
+        wait = min(LONGEST_WAIT_FOR_STORE, self.backoff.wait(self._failures[subject]))
+        self._rests[subject] = self.clock.seconds() + wait
+        if not self._store_trouble:
+            self._store_trouble = True
+            self.log.error("the claim store does not answer: {reason}; trying again", reason=answer.reason)
+
+    def _store_answered(self, subject: Subject) -> None:
+        self._rests.pop(subject, None)
+        self._failures.pop(subject, None)
+        if self._store_trouble:
+            self._store_trouble = False
+            self.log.info("the claim store answers again")
+
+    # What came of each step.
+
+    @singledispatchmethod
+    def _note(self, step: Step, result: Any) -> None:
+        raise TypeError(f"nobody notes what comes of {step!r}")
+
+    @_note.register
+    def _note_acquire(self, step: Acquire, result: Granted | Taken | Unavailable) -> None:
+        address, subject = step.address, ClaimTo(step.address)
+        if isinstance(result, Unavailable):
+            self._store_failed(subject, result)
+            return
+        self._store_answered(subject)
+        if isinstance(result, Granted):
+            self._hear(address, self.terms.id)
+            self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+            self.log.info(
+                "{address}: claimed for {services}", address=address, services=self._services_of(address) or "nobody"
+            )
+        elif result.holder:
+            self._hear(address, result.holder)
+            self.log.debug("{address}: {holder} was faster", address=address, holder=result.holder)
+        else:
+            self._rests[subject] = self.clock.seconds() + REST_OF_TAKEN
+
+    @_note.register
+    def _note_renew(self, step: Renew, results: Mapping[IPv4Address, Granted | Lost | Unavailable]) -> None:
+        for address, result in results.items():
+            subject = ClaimTo(address)
+            if isinstance(result, Unavailable):
+                self._store_failed(subject, result)
+                continue
+            self._store_answered(subject)
+            self._renewals_due.discard(address)
+            self._adoptable.discard(address)
+            held = self._holds.get(address)
+            if isinstance(result, Lost):
+                self._hear(address, None)
+                if self._holds.pop(address, None):
+                    self.log.warn("{address}: the claim is lost; letting go", address=address)
+            elif held is None:
+                self._hear(address, self.terms.id)
+                self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+                self.log.info("{address}: the claim is this agent's already; adopted", address=address)
+            elif result.sent > held.sent:
+                self._holds[address] = evolve(held, sent=result.sent)
+
+    @_note.register
+    def _note_release(self, step: Release, result: Released | Unavailable) -> None:
+        subject = ClaimTo(step.address)
+        if isinstance(result, Unavailable):
+            self._store_failed(subject, result)
+            return
+        self._store_answered(subject)
+        self._hear(step.address, None)
+        self._holds.pop(step.address, None)
+        self._renewals_due.discard(step.address)
+        given_up = self._failures.pop(AssignmentOf(step.address), 0) or max(
+            self._failures.get(FIREWALL, 0), self._failures.get(PROBES, 0)
+        )
+        if given_up:
+            self._rests[subject] = self.clock.seconds() + REST_OF_GIVEN_UP
+            self.log.warn("{address}: cannot be put up here; left to other agents", address=step.address)
+        else:
+            self.log.info("{address}: claim released", address=step.address)
+
+    @_note.register
+    def _note_register(self, step: Register, result: Granted | Taken | Unavailable) -> None:
+        if isinstance(result, Unavailable):
+            self._registered = True
+            self._store_failed(RECORD, result)
+            return
+        self._store_answered(RECORD)
+        if isinstance(result, Granted):
+            self._registration_due = False
+            self._registered = True
+            if self._admitted is None:
+                self._admitted = self.clock.seconds()
+        elif self._admitted is not None:
+            self._refuse("another agent has taken its id while its record in the claim store had ended")
+        else:
+            self._rests[RECORD] = self.clock.seconds() + REST_OF_TAKEN
+
+    def _watch_for_twin(self, now: float) -> None:
+        """See Note [One agent of a name] in L{kiwi.planning}."""
+        undecided = self._admitted is None and not self._is_refused
+        there = self._claims.agents.get(self.terms.id) if undecided and self._claims else None
+        if there is None or there.instance == self.terms.record.instance or there.place == self.terms.record.place:
+            self._twin_until = None
+        elif self._twin_until is None:
+            self._twin_until = now + self.terms.ttl + TWIN_PATIENCE
+            self.log.warn(
+                "an agent with the id {agent} is registered on host {host}; waiting {ttl} s for its record to end",
+                agent=self.terms.id,
+                host=printable(there.host),
+                ttl=self.terms.ttl,
+            )
+        elif now >= self._twin_until:
+            self._twin_until = None
+            self._refuse(f"another agent with the id {self.terms.id!r} runs on host {printable(there.host)}")
+
+    def _refuse(self, reason: str) -> None:
+        if not self._is_refused:
+            self._is_refused = True
+            self.log.critical("{agent}: refusing to run: {reason}", agent=self.terms.id, reason=reason)
+            self.refused(f"--agent-id: {reason}; give each agent an id of its own")
+
+    @_note.register
+    def _note_deregister(self, step: Deregister, result: Released | Unavailable) -> None:
+        if isinstance(result, Unavailable):
+            self._store_failed(RECORD, result)
+        else:
+            self._registered = False
+            self._store_answered(RECORD)
+
+    @_note.register
+    def _note_host(self, step: LookAtHost, host: Host) -> None:
+        before, self._host = self._host, host
+        self._host_stale = self._host_unsure = False
+        self._succeeded(ADDRESSES)
+        if before is None:
+            self._adoptable = set(host.assigned)
+        if before is None or before.link != host.link:
+            self._log_link(host)
+        for missing in set(before.assigned if before else ()) - set(host.assigned):
+            self._announced.pop(missing, None)
+            self._extended.pop(missing, None)
+            self.log.warn("{address}: is gone from the interface", address=missing)
+
+    def _log_link(self, host: Host) -> None:
+        if host.link is None:
+            self.log.warn("the interface does not exist; nothing can be carried here until it does")
+        elif not host.link.ready:
+            self.log.warn("{interface} is down; nothing can be carried here until it is up", interface=host.link.name)
+        else:
+            self.log.info("{interface} is up", interface=host.link.name)
+
+    @_note.register
+    def _note_assign(self, step: Assign, result: Assigned) -> None:
+        asked = {assignment.address: assignment.expires for assignment in step.assignments}
+        before = self._host.assigned if self._host else {}
+        if self._host is not None:
+            self._host = evolve(self._host, assigned={**before, **result.expires})
+        for address in result.expires:
+            self._extended[address] = asked[address]
+            self._succeeded(AssignmentOf(address))
+            if address not in before:
+                self._announced.pop(address, None)
+                self.log.info("{address}: assigned", address=address)
+        for address, reason in result.failed.items():
+            self._failed(AssignmentOf(address), reason)
+            self._host_stale = True
+
+    @_note.register
+    def _note_unassign(self, step: Unassign, result: Unassigned) -> None:
+        if self._host is not None:
+            left = {a: expires for a, expires in self._host.assigned.items() if a not in result.gone}
+            self._host = evolve(self._host, assigned=left)
+        for address in sorted(result.gone):
+            self._adoptable.discard(address)
+            self._announced.pop(address, None)
+            self._extended.pop(address, None)
+            self._rests.pop(AssignmentOf(address), None)
+            self.log.info("{address}: unassigned", address=address)
+        for address, reason in result.failed.items():
+            self._failed(AssignmentOf(address), reason)
+            self._host_stale = True
+
+    @_note.register
+    def _note_announce(self, step: Announce, result: None) -> None:
+        self._succeeded(NEIGHBOURS)
+        for assignment in step.assignments:
+            self._note_announcement(assignment)
+
+    def _note_announcement(self, assignment: Assignment) -> None:
+        last = self._announced.get(assignment.address)
+        rounds = last.rounds + 1 if last else 1
+        if rounds <= len(ANNOUNCEMENT_GAPS):
+            gap = ANNOUNCEMENT_GAPS[rounds - 1]
+        else:
+            gap = self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
+        self._announced[assignment.address] = Announced(rounds, self.clock.seconds() + gap)
+        if rounds == 1:
+            self.log.info("{address}: announced", address=assignment.address)
+
+    @_note.register
+    def _note_probe(self, step: Probe, owners: Mapping[IPv4Address, bytes]) -> None:
+        self._succeeded(PROBES)
+        self._clear |= step.addresses - owners.keys()
+        for address, mac in owners.items():
+            self._foreign[address] = _Foreign(mac, self.clock.seconds() + REST_OF_FOREIGN)
+            self.log.error(
+                "{address}: refused, for another machine, with the MAC address {mac}, has it already; asking again in "
+                "{seconds:g} s",
+                address=address,
+                mac=mac.hex(":"),
+                seconds=REST_OF_FOREIGN,
+            )
+
+    @_note.register
+    def _note_marks(self, step: LookAtMarks, marks: frozenset[Mark] | None) -> None:
+        if self._marks is not None and marks != self._marks:
+            self.log.warn("the firewall's chain was changed by somebody else; mending it")
+        self._marks, self._marks_stale = marks, False
+        self._succeeded(FIREWALL)
+
+    @_note.register
+    def _note_marked(self, step: MarkTraffic, result: None) -> None:
+        before = self._marks or frozenset()
+        self._marks = step.marks
+        self._succeeded(FIREWALL)
+        self.log.debug(
+            "marking {added} more, {removed} fewer, {all} in all",
+            added=len(step.marks - before),
+            removed=len(before - step.marks),
+            all=len(step.marks),
+        )
+
+    @_note.register
+    def _note_unmarked(self, step: Unmark, result: None) -> None:
+        self._marks, self._unmarked = None, True
+        self._succeeded(FIREWALL)
+
+    def _hear(self, address: IPv4Address, holder: str | None) -> None:
+        self._heard[address] = _Heard(holder, self.clock.seconds())
+
+    def _services_of(self, address: IPv4Address) -> str:
+        """The Services that want an address, for the log."""
+        marks = self._selection.wanted.get(address, frozenset()) if self._selection else frozenset()
+        return ", ".join(sorted({mark.service for mark in marks}))

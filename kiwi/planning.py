@@ -1,0 +1,454 @@
+"""
+What to do next: values in, steps out. Nothing here can touch the world, and time is an argument.
+
+Note [Order]
+~~~~~~~~~~~~
+A plan holds only steps whose preconditions are facts already: an address is assigned when its claim I{is} held and
+its traffic I{is} marked, announced when it I{is} assigned, released when it I{is not} assigned. What follows from a
+step is planned in the next pass, which comes as soon as the step is done. So the steps of one plan may be performed in
+any order and at the same time, and no order of failures can break the rule.
+
+Note [One agent of a name]
+~~~~~~~~~~~~~~~~~~~~~~~~~~
+Claims say whose they are by the agent's id, so two agents with one id would both take a claim for theirs. Therefore an
+agent claims nothing before the store has its record, which it takes only while it has none with that id. A record of
+the same place is what a dead process left (see L{kiwi.names} for why it is dead) and is replaced at once; one of
+another place either ends with its TTL or belongs to an agent that is alive.
+
+Note [Deadlines]
+~~~~~~~~~~~~~~~~
+The store keeps a claim for a TTL from when it handled the last confirmed request, which is no earlier than when the
+request was sent. So no other agent can have the address before C{sent + TTL} on a clock that runs true. From that
+moment we count back, twice:
+
+ - a living agent has let go by L{hold_ends}: 1% for a clock that runs slow, and L{TIME_TO_ACT} to do it;
+ - the kernel of a dead or frozen agent has let go by then too: an assignment is asked for until L{assignment_ends}
+   only, which leaves the kernel L{KERNEL_LATENESS}. See Note [Written together].
+
+Note [Written together]
+~~~~~~~~~~~~~~~~~~~~~~~
+The kernel removes expired addresses in passes that are at least 1 s apart; a pass takes along what expires within the
+next 20 ms, and is put off by up to 0.25 s to the next whole second (C{check_lifetime} in the kernel's
+C{net/ipv4/devinet.c}). So an address whose lifetime ends 0.1 s after another one's is removed a whole second late.
+Lifetimes are whole seconds: what is written together ends together, or whole seconds apart, and then nothing is more
+than 0.25 s late. So whenever one address is written, all are. Up to L{WRITTEN_TOGETHER} addresses are written well
+within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from hashlib import blake2b
+from ipaddress import IPv4Address
+from itertools import islice
+from math import ceil, floor, inf
+
+from attrs import field, frozen
+
+from .model import AgentRecord, Assignment, Claims, Hold, Host, Mark
+from .steps import (
+    ADDRESSES,
+    FIREWALL,
+    NEIGHBOURS,
+    PROBES,
+    RECORD,
+    Acquire,
+    Announce,
+    Assign,
+    AssignmentOf,
+    ClaimTo,
+    Deregister,
+    LookAtHost,
+    LookAtMarks,
+    MarkTraffic,
+    Probe,
+    Register,
+    Release,
+    Renew,
+    Step,
+    Subject,
+    Unassign,
+    Unmark,
+)
+
+CLOCK_DRIFT = 0.01
+TIME_TO_ACT = 0.2
+KERNEL_LATENESS = 0.35
+KERNEL_LATENESS_OF_MANY = 1.35
+WRITTEN_TOGETHER = 1000
+
+STAGGER = 0.05
+"""Seconds by which each agent in the ranking for an address lets the one before it go first."""
+
+SETTLING = 0.5
+"""Seconds for which an agent that starts lets the others be heard of, so that agents that start together share."""
+
+FAIR_SHARE = 1.1
+"""Times the average that an agent takes before it lets all the others go first."""
+
+RENEW_TOGETHER = 16
+"""Claims in one renewal: a slow answer for one of them keeps back no more than these."""
+
+TRIES_IN_TROUBLE = 4
+"""Claims that are asked about at once while the store does not answer. When it does, all the others follow."""
+
+TRIES_TO_PROVISION = 3
+"""Failures in a row after which an agent that cannot put up what it has claimed lets others try."""
+
+
+@frozen
+class Terms:
+    """
+    What an agent is and how long its claims last.
+
+    @ivar ttl: seconds.
+    @ivar probe_wait: seconds to wait for a machine that has an address already to say so; 0 for not asking.
+    """
+
+    record: AgentRecord
+    ttl: float
+    probe_wait: float = 0.03
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def hold_ends(self, hold: Hold) -> float:
+        """When a living agent must have let go. See Note [Deadlines]."""
+        return hold.sent + self.ttl * (1 - CLOCK_DRIFT) - TIME_TO_ACT
+
+    def assignment_ends(self, hold: Hold, together: int = 1) -> float:
+        """
+        Until when the kernel may be asked to keep the address. See Note [Deadlines].
+
+        @param together: how many addresses are kept in all.
+        """
+        many = together > WRITTEN_TOGETHER and self.ttl >= 4
+        lateness = KERNEL_LATENESS_OF_MANY if many else KERNEL_LATENESS
+        return hold.sent + self.ttl * (1 - CLOCK_DRIFT) - lateness
+
+
+@frozen
+class Announced:
+    """The last round of announcements for an address: which one it was (the first is 1), and when the next is due."""
+
+    rounds: int
+    next: float
+
+
+@frozen
+class Situation:
+    """
+    All that a decision rests on. Times are seconds on the agent's monotonic clock.
+
+    @ivar wanted: the traffic to mark by address, or C{None} while the Services are not known.
+    @ivar claims: what the store was last heard to know, or C{None} before that.
+    @ivar heard: what the store answered about single addresses since then: the holder, or C{None} for no claim.
+    @ivar holds: this agent's own claims. A hold that has ended is as none.
+    @ivar store_troubled: the store gave no answer when it was asked last.
+    @ivar renewals_due: holds to confirm with the store.
+    @ivar host: the host as last seen, or C{None} before that.
+    @ivar host_stale: the host may have changed since.
+    @ivar host_unsure: a step on the addresses failed since, and may have had half of its effect.
+    @ivar adoptable: addresses that an earlier life of this agent left on the interface, and that nobody decided on yet.
+    @ivar extended: until when each address was last asked to stay on the interface.
+    @ivar marks: what the firewall marks; C{None} where it is not as it should be.
+    @ivar marks_stale: the firewall may have changed since, or was never looked at.
+    @ivar announced: the last announcement of each address since it was assigned.
+    @ivar new: wanted addresses of which nothing tells yet that no machine but the agents has them.
+    @ivar foreign: wanted addresses that a machine has which is no agent.
+    @ivar free_since: when each wanted address was first seen without a claim.
+    @ivar registration_due: the agent's record wants to be written (again).
+    @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
+    @ivar busy: what steps are working on right now.
+    @ivar failures: how often in a row something failed.
+    @ivar rests: until when something that failed is left alone.
+    @ivar draining: the agent is going, and takes everything with it.
+    @ivar unmarked: no trace of ours is left in the firewall.
+    @ivar registered: the agent's record may be in the store.
+    """
+
+    now: float
+    wanted: Mapping[IPv4Address, frozenset[Mark]] | None = None
+    claims: Claims | None = None
+    heard: Mapping[IPv4Address, str | None] = field(factory=dict)
+    holds: Mapping[IPv4Address, Hold] = field(factory=dict)
+    store_troubled: bool = False
+    renewals_due: AbstractSet[IPv4Address] = frozenset()
+    host: Host | None = None
+    host_stale: bool = False
+    host_unsure: bool = False
+    adoptable: AbstractSet[IPv4Address] = frozenset()
+    extended: Mapping[IPv4Address, float] = field(factory=dict)
+    marks: frozenset[Mark] | None = None
+    marks_stale: bool = False
+    announced: Mapping[IPv4Address, Announced] = field(factory=dict)
+    new: AbstractSet[IPv4Address] = frozenset()
+    foreign: AbstractSet[IPv4Address] = frozenset()
+    free_since: Mapping[IPv4Address, float] = field(factory=dict)
+    registration_due: bool = False
+    admitted: float | None = -inf
+    busy: AbstractSet[Subject] = frozenset()
+    failures: Mapping[Subject, int] = field(factory=dict)
+    rests: Mapping[Subject, float] = field(factory=dict)
+    draining: bool = False
+    unmarked: bool = False
+    registered: bool = False
+
+
+@frozen
+class Plan:
+    """
+    @ivar steps: what to do now, in no order.
+    @ivar look: when to plan again even if nothing happens; infinity for never.
+    """
+
+    steps: tuple[Step, ...] = ()
+    look: float = inf
+
+
+def rank(address: IPv4Address, agent: str, others: Iterable[str]) -> int:
+    """
+    How many agents come before this one for an address, by rendezvous hashing: every agent ranks all the same, and when
+    one goes, the addresses for which it came first spread evenly over the others.
+    """
+    own = _weight(address, agent)
+    return sum(_weight(address, other) > own for other in others if other != agent)
+
+
+def _weight(address: IPv4Address, agent: str) -> bytes:
+    return blake2b(address.packed + agent.encode(), digest_size=8).digest()
+
+
+def plan(situation: Situation, terms: Terms) -> Plan:
+    """What to do now, and when to look again."""
+    return _Planner(situation, terms).plan()
+
+
+class _Planner:
+    """One plan in the making. Each method plans one concern and notes when it wants to look again."""
+
+    def __init__(self, situation: Situation, terms: Terms) -> None:
+        self.see = situation
+        self.terms = terms
+        self.now = situation.now
+        self.look = inf
+        self.assigned: Mapping[IPv4Address, float] = situation.host.assigned if situation.host else {}
+        self.live = {a: hold for a, hold in situation.holds.items() if self._is_ahead(terms.hold_ends(hold))}
+        known = situation.claims.holders if situation.claims else {}
+        self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
+        self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
+        self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
+        self.kept = {a for a in self.live if self._is_wanted_here(a) and not self._is_given_up(a)}
+        self.claims_to_ask: float = inf
+        if situation.store_troubled:
+            self.claims_to_ask = TRIES_IN_TROUBLE - sum(isinstance(subject, ClaimTo) for subject in situation.busy)
+
+    def plan(self) -> Plan:
+        claiming = (*self._renewals(), *self._releases(), *self._acquisitions())
+        trying = {step.address for step in claiming if isinstance(step, Acquire)} | self._tried_for()
+        provisioning = (
+            *self._addresses(),
+            *self._firewall(trying),
+            *self._probes(trying),
+            *self._announcements(),
+        )
+        return Plan((*self._record(), *provisioning, *claiming), self.look)
+
+    def _is_ahead(self, moment: float) -> bool:
+        """Whether a moment is still to come; if so, it is one to look at again."""
+        if moment > self.now:
+            self.look = min(self.look, moment)
+            return True
+        return False
+
+    def _is_available(self, subject: Subject) -> bool:
+        """Whether a step may work on something: no other one does, and it is not resting from a failure."""
+        return subject not in self.see.busy and not self._is_ahead(self.see.rests.get(subject, -inf))
+
+    def _may_ask_about(self, address: IPv4Address) -> bool:
+        """Whether a step may ask the store about a claim now. If so, count it as asked about."""
+        if self.claims_to_ask < 1 or not self._is_available(ClaimTo(address)):
+            return False
+        self.claims_to_ask -= 1
+        return True
+
+    def _is_wanted_here(self, address: IPv4Address) -> bool:
+        """Whether this agent would carry an address that it holds. Services that are not known want what they did."""
+        return not self.see.draining and self.ready and (self.see.wanted is None or address in self.see.wanted)
+
+    def _is_given_up(self, address: IPv4Address) -> bool:
+        """Whether an address that is held cannot be put up here, so that another agent should try."""
+        if address in self.assigned:
+            return False
+        failures = self.see.failures
+        most = max(failures.get(subject, 0) for subject in (AssignmentOf(address), FIREWALL, PROBES))
+        return address in self.see.foreign or most >= TRIES_TO_PROVISION
+
+    def _may_adopt(self, address: IPv4Address) -> bool:
+        """
+        Whether to wait for word on an address of an earlier life: it may be ours still, and the kernel removes it in
+        time if it is not.
+        """
+        if (
+            not self._is_wanted_here_or_unknown(address)
+            or not self.assigned.get(address, inf) <= self.now + self.terms.ttl
+        ):
+            return False
+        return self.see.claims is None or self.holders.get(address) == self.terms.id
+
+    def _is_wanted_here_or_unknown(self, address: IPv4Address) -> bool:
+        return not self.see.draining and (self.see.wanted is None or address in self.see.wanted)
+
+    def _record(self) -> Iterable[Step]:
+        if not self._is_available(RECORD):
+            return
+        if self.see.draining:
+            if self.see.registered:
+                yield Deregister(self.terms.record)
+        elif self.see.registration_due and self.see.claims is not None:
+            there = self.see.claims.agents.get(self.terms.id)
+            if there is None or there == self.terms.record:
+                yield Register(self.terms.record)
+            elif there.place == self.terms.record.place:
+                yield Register(self.terms.record, there)
+            elif self.see.admitted is not None:
+                yield Register(self.terms.record)
+
+    def _addresses(self) -> Iterable[Step]:
+        see = self.see
+        if not self._is_available(ADDRESSES):
+            return
+        away = frozenset(a for a in self.assigned if a not in self.kept and a not in self.adopting)
+        away = frozenset(a for a in away if self._is_available(AssignmentOf(a)))
+        writable = [
+            a for a in self.kept if self._is_marked(a) and not self._is_new(a) and self._ends(a) - self.now >= 1
+        ]
+        if away:
+            yield Unassign(away)
+        elif any(self._is_assignment_due(a) and self._is_available(AssignmentOf(a)) for a in writable):
+            # See Note [Written together].
+            yield Assign(frozenset(Assignment(a, self._ends(a)) for a in writable))
+        elif see.host is None or see.host_stale or see.host_unsure:
+            yield LookAtHost()
+
+    def _is_new(self, address: IPv4Address) -> bool:
+        """Whether the neighbours must be asked before an address is assigned."""
+        return address in self.see.new and address not in self.assigned and self.terms.probe_wait > 0
+
+    def _probes(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
+        """The answer is needed before an address is assigned, and may be waited for while it is claimed."""
+        asked = frozenset(a for a in self.kept | trying if self._is_new(a))
+        if asked and not self.see.draining and self._is_available(PROBES):
+            yield Probe(asked, self.terms.probe_wait)
+
+    def _is_marked(self, address: IPv4Address) -> bool:
+        if self.see.wanted is None:
+            return True
+        return self.see.marks is not None and self.see.wanted[address] <= self.see.marks
+
+    def _ends(self, address: IPv4Address) -> float:
+        """Until when an address that is kept may be assigned."""
+        return self.terms.assignment_ends(self.live[address], len(self.kept))
+
+    def _is_assignment_due(self, address: IPv4Address) -> bool:
+        """Whether the kernel should be told to keep an address, or to keep it for longer."""
+        ends = self._ends(address)
+        expires = self.assigned.get(address)
+        if expires is None or ends > self.see.extended.get(address, -inf):
+            return True
+        # Somebody changed the lifetime by hand. Lifetimes are whole seconds, which the kernel tells rounded up.
+        return expires > ends + 1.5 or expires < self.now + floor(ends - self.now) - 1.5
+
+    def _tried_for(self) -> AbstractSet[IPv4Address]:
+        """Addresses that are being claimed right now."""
+        wanted = self.see.wanted or {}
+        asked = {subject.address for subject in self.see.busy if isinstance(subject, ClaimTo)}
+        return {a for a in asked if a in wanted and a not in self.live and a not in self.holders}
+
+    def _firewall(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
+        """
+        Marks do nothing where the address is not, so those of an address that is being claimed may be set meanwhile;
+        but not over and over while the store does not answer.
+        """
+        see = self.see
+        if not self._is_available(FIREWALL):
+            return
+        if see.draining:
+            if not see.unmarked:
+                yield Unmark()
+        elif see.marks_stale:
+            yield LookAtMarks()
+        elif see.wanted is not None:
+            marked = self.kept | self.adopting | (set() if see.store_troubled else trying)
+            due = frozenset(mark for a in marked for mark in see.wanted.get(a, ()))
+            if due != see.marks:
+                yield MarkTraffic(due)
+
+    def _announcements(self) -> Iterable[Step]:
+        if not self._is_available(NEIGHBOURS):
+            return
+        due = frozenset(
+            Assignment(a, self.terms.hold_ends(self.live[a]))
+            for a in self.kept
+            if a in self.assigned and not (a in self.see.announced and self._is_ahead(self.see.announced[a].next))
+        )
+        if due:
+            yield Announce(due)
+
+    def _renewals(self) -> Iterable[Step]:
+        if self.see.draining or self.see.admitted is None:
+            return
+        due = [a for a in self.kept if a in self.see.renewals_due or self._is_doubtful(a)]
+        due += [
+            a
+            for a, holder in self.holders.items()
+            if holder == self.terms.id
+            and a not in self.live
+            and (a in self.adopting or (self.see.wanted is not None and a in self.see.wanted and self.ready))
+        ]
+        free = (a for a in due if self._may_ask_about(a))
+        while together := frozenset(islice(free, RENEW_TOGETHER)):
+            yield Renew(together)
+
+    def _is_doubtful(self, address: IPv4Address) -> bool:
+        """Whether the store was heard to know nothing of a claim that this agent holds."""
+        return self.see.claims is not None and self.holders.get(address) != self.terms.id
+
+    def _releases(self) -> Iterable[Step]:
+        see = self.see
+        if see.host is None or see.host_unsure or ADDRESSES in see.busy or see.admitted is None:
+            return
+        mine = set(self.live)
+        if see.wanted is not None or see.draining:
+            mine |= {a for a, holder in self.holders.items() if holder == self.terms.id and not self._is_wanted_here(a)}
+        for address in mine:
+            if address in self.kept or address in self.adopting or address in self.assigned:
+                continue
+            if self._may_ask_about(address):
+                yield Release(address)
+
+    def _acquisitions(self) -> Iterable[Step]:
+        see = self.see
+        if see.draining or see.admitted is None or see.wanted is None or see.claims is None or not self.ready:
+            return
+        if self._is_ahead(see.admitted + SETTLING):
+            return
+        if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
+            return
+        others = len(see.claims.agents.keys() - {self.terms.id})
+        fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE)
+        carried = len(self.live) + sum(isinstance(s, ClaimTo) and s.address not in self.live for s in see.busy)
+        for address in see.wanted:
+            if address in self.live or address in self.holders or address in self.assigned:
+                continue
+            if address in see.foreign or ClaimTo(address) in see.busy:
+                continue
+            before = rank(address, self.terms.id, see.claims.agents)
+            if carried >= fair:
+                before += others
+            turn = see.free_since.get(address, self.now) + before * STAGGER
+            if not self._is_ahead(turn) and self._may_ask_about(address):
+                carried += 1
+                yield Acquire(address)

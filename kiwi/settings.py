@@ -1,0 +1,207 @@
+"""What an operator may choose, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from .network.firewall import CHAIN_SIZE, valid_chain_name
+from .selection import Network
+
+KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
+STORES = ("etcd2", "memory")
+
+
+class BadSetting(ValueError):
+    """A setting that cannot be; its text names it, its value, and what to give instead."""
+
+
+@frozen
+class Settings:
+    """
+    One agent's settings, each of them valid.
+
+    @ivar interface: where addresses go; C{None} for the interface of the default route.
+    @ivar cidr_ranges: the addresses that may be taken; empty for the subnets of the interface.
+    @ivar agent_id: unique among the agents.
+    @ivar ttl: of a claim, in seconds.
+    @ivar driver: whether to touch interface and firewall at all.
+    @ivar reconnect_interval: the longest wait between tries, in seconds.
+    @ivar probe_wait: for another machine to say that it has an address already, in seconds; 0 for not asking.
+    """
+
+    interface: str | None
+    cidr_ranges: tuple[Network, ...]
+    kube_endpoint: str
+    kube_api: str
+    etcd_endpoints: tuple[str, ...]
+    etcd_prefix: str
+    store: str
+    agent_id: str
+    ttl: int
+    fwchain: str
+    fwmark: int
+    driver: bool
+    reconnect_interval: float
+    probe_wait: float
+    verbose: bool
+    debug: bool
+
+
+def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_name: str) -> Settings:
+    """
+    The settings that options and C{KIWI_*} variables make together; an option comes before a variable. Raises
+    L{BadSetting} for the first that cannot be.
+
+    @param options: by long name; text, a list of text where an option may be repeated, or a truth value for a flag.
+        What was not given is C{None}, empty or false.
+    """
+
+    def given(name: str, default: str) -> str:
+        return str(options.get(name) or environment.get(_variable(name)) or default)
+
+    def many(name: str, default: str) -> Iterable[str]:
+        chosen = options.get(name) or re.split(r"[\s,]+", environment.get(_variable(name), "").strip())
+        return [one for one in chosen if one] or default.split()
+
+    def checked(name: str, text: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            return parse(text.strip())
+        except ValueError as error:
+            source = f"--{name}" if options.get(name) else _variable(name)
+            raise BadSetting(f"{source}: {text!r}: {error}") from None
+
+    def flag(name: str) -> bool:
+        return bool(options.get(name)) or _truth(name, environment.get(_variable(name), ""))
+
+    return Settings(
+        interface=given("interface", "") or None,
+        cidr_ranges=tuple(checked("cidr-range", text, _network) for text in many("cidr-range", "")),
+        kube_endpoint=checked("kube-endpoint", given("kube-endpoint", "http://localhost:8080"), _endpoint),
+        kube_api=checked("kube-api", given("kube-api", "auto"), _one_of(KUBE_APIS)),
+        etcd_endpoints=tuple(
+            checked("etcd-endpoint", text, _endpoint) for text in many("etcd-endpoint", "http://localhost:2379")
+        ),
+        etcd_prefix=checked("etcd-prefix", given("etcd-prefix", "/kiwi"), _prefix),
+        store=checked("store", given("store", "etcd2"), _one_of(STORES)),
+        agent_id=checked("agent-id", given("agent-id", "") or environment.get("KIWI_ID") or host_name, _agent_id),
+        ttl=checked("ttl", given("ttl", "10"), _ttl),
+        fwchain=checked("fwchain", given("fwchain", "KUBE-PUBLIC"), _chain),
+        fwmark=checked("fwmark", given("fwmark", "1"), _mark),
+        driver=not flag("no-driver"),
+        probe_wait=checked("probe-wait", given("probe-wait", "30"), _milliseconds),
+        reconnect_interval=checked("reconnect-interval", given("reconnect-interval", "5"), _interval),
+        verbose=flag("verbose"),
+        debug=flag("debug"),
+    )
+
+
+def _variable(name: str) -> str:
+    return "KIWI_" + name.upper().replace("-", "_")
+
+
+def _truth(name: str, text: str) -> bool:
+    if text.strip().lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.strip().lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise BadSetting(f"{_variable(name)}: {text!r}: give 1 for yes or 0 for no")
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"give one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"give a range such as 192.168.1.0/24 ({error})") from None
+
+
+def _endpoint(text: str) -> str:
+    advice = "give http://HOST:PORT"
+    parts = urlsplit(text)
+    if parts.scheme != "http":
+        raise ValueError(f"{advice}; other schemes are not supported yet" if parts.scheme == "https" else advice)
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("its port is not between 1 and 65535") from None
+    if port == 0:
+        raise ValueError("its port is not between 1 and 65535")
+    if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9._:-]+", parts.hostname):
+        raise ValueError(advice)
+    if parts.query or parts.fragment or parts.username is not None or re.search(r"[^!-~]", text):
+        raise ValueError(f"{advice}, and nothing behind it")
+    return text.rstrip("/")
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+/?", text) or re.search(r"/\.\.?(/|$)", text):
+        raise ValueError("give a path such as /kiwi, of letters, digits, dots, dashes and underscores")
+    return text.rstrip("/")
+
+
+def _agent_id(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text):
+        raise ValueError(
+            "give at most 253 letters, digits, dots, dashes and underscores; letters or digits at the ends"
+        )
+    return text
+
+
+def _whole(text: str, base: int = 10) -> int | None:
+    try:
+        return int(text, base)
+    except ValueError:
+        return None
+
+
+def _ttl(text: str) -> int:
+    ttl = _whole(text)
+    if ttl is None or not 3 <= ttl <= 86400:
+        raise ValueError("give a whole number of seconds, 3 or more (86400 at most)")
+    return ttl
+
+
+def _chain(text: str) -> str:
+    if not valid_chain_name(text):
+        raise ValueError(
+            f"give at most {CHAIN_SIZE} letters, digits, dashes, dots and underscores, and no name of iptables' own"
+        )
+    return text
+
+
+def _mark(text: str) -> int:
+    mark = _whole(text, 0)
+    if mark is None or not 0 < mark <= 0xFFFFFFFF:
+        raise ValueError("give a number from 1 to 0xffffffff")
+    return mark
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= 3600:
+        raise ValueError("give seconds, from 0.1 to 3600")
+    return seconds
+
+
+def _milliseconds(text: str) -> float:
+    milliseconds = _whole(text)
+    if milliseconds is None or not 0 <= milliseconds <= 1000:
+        raise ValueError("give milliseconds, from 0 (do not ask) to 1000")
+    return milliseconds / 1000

@@ -1,0 +1,317 @@
+"""The command line of C{twistd kiwi} and C{kiwi}: options in, one agent out. The only place that knows the reactor."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import random
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.application.service import IService, Service
+from twisted.internet.defer import setDebugging
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.python import usage
+from twisted.scripts import twistd
+from twisted.web.client import Agent as HTTPAgent
+from twisted.web.client import HTTPConnectionPool
+
+from . import __version__
+from .agent import Agent
+from .backoff import BackoffPolicy
+from .claims.etcd2 import Etcd2ClaimStore
+from .claims.interface import IClaimStore
+from .claims.memory import MemoryClaims
+from .kubernetes.watch import ServiceWatch
+from .logs import LogLevel, logger, threshold
+from .model import AgentRecord
+from .names import NameTaken, take_name
+from .network.addresses import NetlinkAddresses, can_administer, default_interface, interface_exists
+from .network.announcer import ArpAnnouncer
+from .network.firewall import IptablesFirewall, check_iptables
+from .network.intents import Network
+from .network.listener import ArpListener
+from .network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
+from .network.monitor import NetlinkMonitor
+from .network.neighbours import ArpNeighbours
+from .network.threads import OneWriter, immediately
+from .planning import Terms
+from .settings import BadSetting, Settings, settings
+
+SHORTEST_WAIT = 0.1
+CONNECT_TIMEOUT = 2.0
+CONNECTIONS = 32
+
+
+class Options(usage.Options):
+    """
+    The options of one agent. Each of them is also read from the environment, as C{KIWI_<NAME>}.
+
+    A mistake in them is one line on standard error and exit status 1.
+    """
+
+    longdesc = (
+        "Gives Kubernetes Services their public IP addresses on plain hosts: claims each address in etcd, puts it on "
+        "the interface, announces it, and marks its traffic. Every option can also be given as an environment "
+        "variable: --etcd-prefix as KIWI_ETCD_PREFIX, and so on; several values are separated by commas."
+    )
+
+    optParameters = [
+        ["interface", "i", None, "Interface that addresses go to. [default: the default route's]"],
+        ["kube-endpoint", "k", None, "Kubernetes API. [default: http://localhost:8080]"],
+        ["kube-api", None, None, "v1, v1beta3, v1beta1, or auto: the newest that is offered. [default: auto]"],
+        ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
+        ["store", None, None, "Claim store: etcd2, or memory for a single host. [default: etcd2]"],
+        ["agent-id", None, None, "Unique among the agents; --id is the same. [default: the host name]"],
+        ["ttl", None, None, "Lifetime of a claim in seconds, 3 or more. [default: 10]"],
+        ["fwchain", None, None, "Chain in table mangle. [default: KUBE-PUBLIC]"],
+        ["fwmark", None, None, "Mark for traffic to public addresses. [default: 1]"],
+        ["reconnect-interval", None, None, "Longest wait between tries, in seconds. [default: 5]"],
+        ["probe-wait", None, None, "Milliseconds for another owner of a new address to speak up. [default: 30]"],
+    ]
+    optFlags = [
+        ["no-driver", "n", "Claim and log, but touch neither interface nor firewall."],
+        ["verbose", "v", "Also log each step."],
+        ["debug", "d", "Also log where errors inside Kiwi come from."],
+    ]
+
+    settings: Settings
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self["cidr-range"] = []
+        self["etcd-endpoint"] = []
+
+    def opt_cidr_range(self, value: str) -> None:
+        """Range of addresses that may be taken; repeatable. [default: the interface's subnets]"""
+        self["cidr-range"].append(value)
+
+    opt_r = opt_cidr_range
+
+    def opt_etcd_endpoint(self, value: str) -> None:
+        """etcd; repeatable: the next one is used when one fails. [default: http://localhost:2379]"""
+        self["etcd-endpoint"].append(value)
+
+    opt_s = opt_etcd_endpoint
+
+    def opt_id(self, value: str) -> None:
+        """The same as --agent-id."""
+        self["agent-id"] = value
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"kiwi {__version__}")
+        sys.exit(0)
+
+    def getSynopsis(self) -> str:
+        return "Usage: kiwi [options]\n       twistd [twistd's options] kiwi [options]"
+
+    def parseArgs(self, *args: str) -> None:
+        if args:
+            raise usage.UsageError(f"{args[0]!r} is not an option; see kiwi --help")
+
+    def postOptions(self) -> None:
+        try:
+            self.settings = settings(self, os.environ, socket.gethostname())
+        except BadSetting as error:
+            raise usage.UsageError(str(error)) from None
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            # twistd would print the whole usage on standard output.
+            raise SystemExit(f"kiwi: {error}") from None
+
+
+def makeService(options: Options) -> IService:
+    """One agent, as the options say; raises L{SystemExit} with one line where this host cannot run it."""
+    from twisted.internet import reactor
+
+    # Twisted's timers follow the wall clock by default, and deadlines must not jump with it.
+    clock: Any = reactor
+    clock.seconds = time.monotonic
+    # Each connection would be two lines in the log.
+    Factory.noisy = False
+
+    chosen = options.settings
+    if chosen.debug:
+        setDebugging(True)
+    if chosen.verbose or chosen.debug:
+        threshold.setLogLevelForNamespace("kiwi", LogLevel.debug)
+    interface = _checked_interface(chosen)
+    names = _only_one(chosen, interface)
+    network, watch_host, watch_neighbours, parts = (
+        _network(chosen, interface, reactor) if chosen.driver else _no_network(interface)
+    )
+    pooled, unpooled = _http_clients(reactor)
+    backoff = _backoff(chosen)
+    logger("kiwi").info(
+        "{agent}: Kiwi {version}, on {interface}, for {ranges}, claims in {store}",
+        agent=chosen.agent_id,
+        version=__version__,
+        interface=interface,
+        ranges=", ".join(map(str, chosen.cidr_ranges)) or "the subnets of the interface",
+        store="memory" if chosen.store == "memory" else " ".join(chosen.etcd_endpoints) + chosen.etcd_prefix,
+    )
+    return Agent(
+        Terms(_record(chosen), chosen.ttl, chosen.probe_wait),
+        chosen.cidr_ranges,
+        clock,
+        _store(chosen, pooled, unpooled, clock),
+        network,
+        backoff,
+        lambda changed: ServiceWatch(pooled, unpooled, clock, chosen.kube_endpoint, chosen.kube_api, backoff, changed),
+        watch_host,
+        watch_neighbours,
+        partial(_refused, reactor),
+        [_Names(names), *parts],
+    )
+
+
+def _refused(reactor: Any, reason: str) -> None:
+    """End the process with a line on standard error and exit status 1. C{twistd} has no way to say that itself."""
+
+    def end() -> None:
+        print(f"kiwi: {reason}", file=sys.__stderr__, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
+
+    atexit.register(end)
+    reactor.stop()
+
+
+def _only_one(chosen: Settings, interface: str) -> list[socket.socket]:
+    """Take the names of which a host can have only one agent each, for as long as this process lives."""
+    names = [("agent-id", chosen.agent_id)]
+    if chosen.driver:
+        names += [("interface", interface), ("fwchain", chosen.fwchain)]
+    try:
+        return [take_name(option, name) for option, name in names]
+    except NameTaken as taken:
+        raise SystemExit(f"kiwi: --{taken.kind}: {taken.name!r}: another agent on this host has it already") from None
+
+
+def _record(chosen: Settings) -> AgentRecord:
+    """What this process is. Its place is one boot of one machine, and one network namespace there."""
+    with open("/proc/sys/kernel/random/boot_id") as boot_id:
+        place = f"{boot_id.read().strip()}/{os.stat('/proc/self/ns/net').st_ino}"
+    return AgentRecord(chosen.agent_id, socket.gethostname(), place, secrets.token_hex(8))
+
+
+def _checked_interface(chosen: Settings) -> str:
+    """The interface to use, on a host that can do what Kiwi asks of it."""
+    interface = chosen.interface or default_interface()
+    if interface is None:
+        raise SystemExit("kiwi: --interface: there is no default route to take it from; give the interface's name")
+    if not interface_exists(interface):
+        raise SystemExit(f"kiwi: --interface: {interface!r}: there is no such interface; see: ip link")
+    if chosen.driver:
+        if not can_administer():
+            raise SystemExit(
+                "kiwi: needs the capabilities NET_ADMIN and NET_RAW to change addresses and firewall; run it as root, "
+                "or with --no-driver to only claim and log"
+            )
+        trouble = check_iptables()
+        if trouble is not None:
+            raise SystemExit(f"kiwi: {trouble}")
+    return interface
+
+
+def _store(chosen: Settings, pooled: HTTPClient, unpooled: HTTPClient, clock: IReactorTime) -> IClaimStore:
+    if chosen.store == "memory":
+        return MemoryClaims(clock).store(chosen.agent_id, chosen.ttl)
+    return Etcd2ClaimStore(
+        pooled,
+        unpooled,
+        clock,
+        chosen.etcd_endpoints,
+        chosen.etcd_prefix,
+        chosen.agent_id,
+        chosen.ttl,
+        _backoff(chosen),
+    )
+
+
+def _backoff(chosen: Settings) -> BackoffPolicy:
+    return BackoffPolicy(SHORTEST_WAIT, chosen.reconnect_interval, random.uniform)
+
+
+def _http_clients(reactor: Any) -> tuple[HTTPClient, HTTPClient]:
+    """One that keeps connections for requests, and one that opens a connection for each watch."""
+    pool = HTTPConnectionPool(reactor)
+    pool.maxPersistentPerHost = CONNECTIONS
+    return (
+        HTTPClient(HTTPAgent(reactor, pool=pool, connectTimeout=CONNECT_TIMEOUT)),
+        HTTPClient(HTTPAgent(reactor, connectTimeout=CONNECT_TIMEOUT)),
+    )
+
+
+Watch = Callable[[Callable[..., None]], IService]
+
+
+class _Names(Service):
+    """The names that this agent has taken on its host, until the process ends."""
+
+    def __init__(self, names: Sequence[socket.socket]) -> None:
+        self._names = names
+
+
+class _Threads(Service):
+    """The threads in which the host is touched."""
+
+    def __init__(self, *writers: OneWriter) -> None:
+        self._writers = writers
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        for writer in self._writers:
+            writer.start()
+
+    def stopService(self) -> None:
+        super().stopService()  # type: ignore[no-untyped-call]
+        for writer in self._writers:
+            writer.stop()
+
+
+def _network(chosen: Settings, interface: str, reactor: Any) -> tuple[Network, Watch, Watch, Sequence[IService]]:
+    """This host's own addresses, firewall and neighbours."""
+    threads = for_addresses, for_firewall, for_probes = [OneWriter(reactor.callFromThread) for _ in range(3)]
+    network = Network(
+        NetlinkAddresses(interface, time.monotonic),
+        IptablesFirewall(chosen.fwchain, chosen.fwmark),
+        ArpAnnouncer(interface, time.monotonic),
+        ArpNeighbours(interface, time.monotonic),
+        for_addresses.call,
+        for_firewall.call,
+        for_probes.call,
+    )
+    return network, partial(NetlinkMonitor, reactor), partial(ArpListener, reactor, interface), [_Threads(*threads)]
+
+
+def _no_network(interface: str) -> tuple[Network, Watch, Watch, Sequence[IService]]:
+    """Providers that only remember, on a host like this one."""
+    host = NetlinkAddresses(interface, time.monotonic).read()
+    network = Network(
+        MemoryAddresses.like(host, interface, time.monotonic),
+        MemoryFirewall(),
+        MemoryAnnouncer(time.monotonic),
+        MemoryNeighbours(),
+        immediately,
+        immediately,
+        immediately,
+    )
+    return network, lambda changed: Service(), lambda heard: Service(), []
+
+
+def main() -> None:
+    """The console script C{kiwi}: C{twistd} in the foreground, with this one service."""
+    sys.argv[1:] = ["--nodaemon", "--pidfile=", "kiwi", *sys.argv[1:]]
+    twistd.run()

@@ -1,0 +1,480 @@
+"""Whole agents, under simulated time, on hosts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
+from math import inf
+
+from attrs import define, evolve
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from kiwi.claims.interface import Granted, IClaimStore, Released, Taken, Unavailable
+from kiwi.model import AgentRecord, Claims, Protocol, ServicePort
+
+from .world import ADDRESS, OTHER, SimulatedHost, World, mark, service
+
+WEB = service("web", ADDRESS, created="2015-01-01T00:00:00Z")
+
+
+def said(events: Sequence[LogEvent]) -> list[str]:
+    return [formatEvent(event) for event in events]
+
+
+@implementer(IClaimStore)
+@define(eq=False)
+class BrokenStore:
+    """A store that can be out of reach: it says so, or it says nothing at all."""
+
+    inner: IClaimStore
+    reachable: bool = True
+    hangs: bool = False
+
+    def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
+        if self.hangs:
+            return Deferred()
+        return ask() if self.reachable else succeed(Unavailable("it is out of reach"))
+
+    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+        return self._answer(lambda: self.inner.acquire(address))
+
+    def renew(self, addresses):  # type: ignore[no-untyped-def]
+        if not self.reachable and not self.hangs:
+            return succeed({address: Unavailable("it is out of reach") for address in addresses})
+        return self._answer(lambda: self.inner.renew(addresses))
+
+    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+        return self._answer(lambda: self.inner.release(address))
+
+    def register(
+        self, record: AgentRecord, replacing: AgentRecord | None = None
+    ) -> Deferred[Granted | Taken | Unavailable]:
+        return self._answer(lambda: self.inner.register(record, replacing))
+
+    def deregister(self, record: AgentRecord) -> Deferred[Released | Unavailable]:
+        return self._answer(lambda: self.inner.deregister(record))
+
+    def watch(self, changed):  # type: ignore[no-untyped-def]
+        return self.inner.watch(lambda claims: changed(claims) if self.reachable and not self.hangs else None)
+
+
+class AgentTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World()
+        self.addCleanup(self.world.stop)
+        self.stores: dict[str, BrokenStore] = {}
+
+    def host(self) -> SimulatedHost:
+        """A host more, whose agent has run for a moment."""
+
+        def store(agent_id: str) -> IClaimStore:
+            self.stores[agent_id] = BrokenStore(self.world.claims.store(agent_id, self.world.ttl))
+            return self.stores[agent_id]
+
+        host = self.world.host(store)
+        self.world.pass_time(0.6)
+        return host
+
+    def three(self) -> list[SimulatedHost]:
+        hosts = [self.host() for _ in range(3)]
+        self.world.pass_time(1)
+        return hosts
+
+    def carrier(self, address: IPv4Address = ADDRESS) -> SimulatedHost:
+        (carrier,) = self.world.carriers(address)
+        return carrier
+
+    def holders(self) -> dict[IPv4Address, str]:
+        known: list[Claims] = []
+        watch = self.world.claims.store("nobody", 10).watch(known.append)
+        watch.startService()
+        self.world.clock.advance(0)
+        watch.stopService()
+        return dict(known[-1].holders)
+
+
+class ServiceTests(AgentTestCase):
+    """From a Service to an address that answers, and back."""
+
+    def test_carried(self) -> None:
+        """One agent of three claims the address, marks its traffic, assigns and announces it; the others do nothing."""
+        self.three()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        carrier = self.carrier()
+        self.assertEqual(self.holders(), {ADDRESS: carrier.name})
+        self.assertEqual(carrier.firewall.read(), frozenset({mark("web")}))
+        self.assertEqual(carrier.announcer.announced[:1], [ADDRESS])
+        for other in self.world.hosts:
+            if other is not carrier:
+                self.assertEqual((other.firewall.read(), other.announcer.announced), (frozenset(), []))
+
+    def test_stays(self) -> None:
+        """The carrier keeps the address, with a lifetime in the kernel that always ends before the claim."""
+        self.three()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        carrier = self.carrier()
+        for _ in range(100):
+            self.world.pass_time(0.5)
+            self.assertIs(self.carrier(), carrier)
+            self.assertLess(carrier.addresses.read().assigned[ADDRESS], self.world.clock.seconds() + self.world.ttl)
+
+    def test_announced_again(self) -> None:
+        """It is announced several times at first, and then every minute."""
+        host = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(10)
+        self.assertEqual(len(host.announcer.announced), 5)
+        self.world.pass_time(180)
+        self.assertEqual(len(host.announcer.announced), 8)
+
+    def test_deleted(self) -> None:
+        """When the Service goes, everything of it goes."""
+        self.three()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        carrier = self.carrier()
+        self.world.tell()
+        self.world.pass_time(0.1)
+        self.assertEqual(self.world.carriers(ADDRESS), [])
+        self.assertEqual(carrier.firewall.read(), frozenset())
+        self.assertEqual(self.holders(), {})
+
+    def test_dropped_address(self) -> None:
+        """When a Service drops one of its addresses, the other one stays."""
+        self.host()
+        self.world.tell(service("web", ADDRESS, OTHER))
+        self.world.pass_time(0.2)
+        self.world.tell(WEB)
+        self.world.pass_time(0.1)
+        self.assertEqual(self.world.carriers(OTHER), [])
+        self.assertEqual(self.holders(), {ADDRESS: self.carrier().name})
+
+    def test_changed_ports(self) -> None:
+        """When the ports change, the marks do, and the address is not touched."""
+        host = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(6)
+        announced = host.announcer.announced
+        port = ServicePort(Protocol.UDP, 53)
+        self.world.tell(evolve(WEB, ports=frozenset({port})))
+        self.world.pass_time(0.1)
+        self.assertEqual(host.firewall.read(), frozenset({mark("web", port=port)}))
+        self.assertEqual((self.carrier(), host.announcer.announced), (host, announced))
+
+    def test_shared(self) -> None:
+        """An address that two Services share goes when the last one goes."""
+        host = self.host()
+        dns = service("dns", ADDRESS, port=ServicePort(Protocol.UDP, 53))
+        for services, carried in (((WEB, dns), {ADDRESS}), ((dns,), {ADDRESS}), ((), set())):
+            self.world.tell(*services)
+            self.world.pass_time(0.2)
+            self.assertEqual(host.carried, carried)
+
+    def test_ignored(self) -> None:
+        """An address out of range is ignored, with one line that says why, however often the Services change."""
+        self.host()
+        outside = service("web", ADDRESS, IPv4Address("172.16.1.41"))
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.world.tell(outside)
+                self.world.pass_time(11)
+                self.world.tell(outside, service("dns", OTHER))
+                self.world.pass_time(11)
+        self.assertEqual(
+            [line for line in said(events) if "172.16.1.41" in line],
+            [
+                "172.16.1.41 of Service web is ignored: it is in none of the allowed ranges (192.168.1.0/24)",
+            ],
+        )
+
+    def test_own_address_later(self) -> None:
+        """An address that somebody configures on the host is given up, and not touched."""
+        host = self.host()
+        self.world.tell(WEB, service("other", OTHER))
+        self.world.pass_time(0.2)
+        host.addresses.delete(ADDRESS)
+        host.addresses.subnets.add(next(iter(host.addresses.subnets)).__class__("192.168.1.41/32"))
+        host.changed()
+        self.world.pass_time(0.2)
+        self.assertEqual((host.carried, self.holders()), ({OTHER}, {OTHER: host.name}))
+
+
+class TakeoverTests(AgentTestCase):
+    """One carrier, whatever happens to one of them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.three()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        self.first = self.carrier()
+
+    def test_stopped(self) -> None:
+        """An agent that is stopped takes everything back, and another one carries the address a moment later."""
+        stopped = self.first.stop()
+        self.world.pass_time(0.2)
+        self.successResultOf(stopped)
+        self.assertIsNot(self.carrier(), self.first)
+        self.assertEqual((self.first.carried, self.first.firewall.read()), (set(), None))
+        self.assertNotIn(self.first.name, self.holders().values())
+
+    def test_killed(self) -> None:
+        """The kernel of a dead agent removes the address, and another one carries it when the claim has ended."""
+        self.first.kill()
+        self.world.pass_time(self.world.ttl + 1)
+        self.assertIsNot(self.carrier(), self.first)
+
+    def test_restarted(self) -> None:
+        """An agent that comes back within its TTL adopts what it left: address, marks and claim are not touched."""
+        self.world.pass_time(4)
+        self.first.kill()
+        marks = self.first.firewall.read()
+        for services in ((), (WEB,)):
+            self.first.start()
+            if services:
+                self.first.tell(*services)
+            for _ in range(40):
+                self.world.pass_time(0.5)
+                self.assertIs(self.carrier(), self.first)
+                self.assertEqual(self.first.firewall.read(), marks)
+            if not services:
+                self.first.kill()
+
+    def test_restarted_too_late(self) -> None:
+        """An agent that comes back after another one has taken over is a candidate like any."""
+        self.first.kill()
+        self.world.pass_time(self.world.ttl + 1)
+        second = self.carrier()
+        self.first.start()
+        self.first.tell(WEB)
+        self.world.pass_time(20)
+        self.assertIs(self.carrier(), second)
+        self.assertEqual(self.first.firewall.read(), frozenset())
+
+    def test_restarted_without_service(self) -> None:
+        """What an earlier life left behind is taken away when no Service wants it any more."""
+        self.first.kill()
+        for host in self.world.hosts:
+            if host.agent is not None:
+                host.tell()
+        self.first.start()
+        self.first.tell()
+        self.world.pass_time(0.2)
+        self.assertEqual((self.world.carriers(ADDRESS), self.holders()), ([], {}))
+        self.assertEqual(self.first.firewall.read(), frozenset())
+
+    def test_store_unreachable(self) -> None:
+        """A carrier that cannot reach the store lets go before its claim ends, and another one takes over."""
+        self.stores[self.first.name].reachable = False
+        self.world.pass_time(self.world.ttl + 1)
+        self.assertIsNot(self.carrier(), self.first)
+        self.assertEqual(self.first.firewall.read(), frozenset())
+
+    def test_store_hangs(self) -> None:
+        """So does one whose store does not answer at all."""
+        self.stores[self.first.name].hangs = True
+        self.world.pass_time(self.world.ttl + 1)
+        self.assertIsNot(self.carrier(), self.first)
+
+    def test_store_back(self) -> None:
+        """A store that is out of reach for less than a TTL is noticed by nobody, and logged once."""
+        with capturedLogs() as events:
+            self.stores[self.first.name].reachable = False
+            self.world.pass_time(4)
+            self.stores[self.first.name].reachable = True
+            for _ in range(20):
+                self.world.pass_time(0.5)
+                self.assertIs(self.carrier(), self.first)
+        self.assertEqual(
+            [line for line in said(events) if "store" in line],
+            [
+                "the claim store does not answer: it is out of reach; trying again",
+                "the claim store answers again",
+            ],
+        )
+
+    def test_stopped_while_store_hangs(self) -> None:
+        """An agent that cannot give its claims back takes its addresses down all the same, and ends in time."""
+        self.stores[self.first.name].hangs = True
+        stopped = self.first.stop()
+        self.world.pass_time(0.1)
+        self.assertEqual((self.first.carried, self.first.firewall.read()), (set(), None))
+        self.world.pass_time(4)
+        self.successResultOf(stopped)
+
+    def test_link_down(self) -> None:
+        """When the interface goes down, another host carries the address."""
+        self.first.addresses.set_ready(False)
+        self.first.changed()
+        self.world.pass_time(0.2)
+        self.assertIsNot(self.carrier(), self.first)
+
+    def test_link_deleted(self) -> None:
+        """When the interface is deleted, another host carries the address."""
+        self.first.addresses.remove_link()
+        self.first.changed()
+        self.world.pass_time(0.2)
+        self.assertIsNot(self.carrier(), self.first)
+
+    def test_nobody_left_behind(self) -> None:
+        """When all are stopped, nothing is left anywhere."""
+        for host in self.world.hosts:
+            stopped = host.stop()
+            self.world.pass_time(0.2)
+            self.successResultOf(stopped)
+        self.assertEqual(self.holders(), {})
+        for host in self.world.hosts:
+            self.assertEqual((host.carried, host.firewall.read()), (set(), None))
+        self.world.pass_time(30)
+        self.assertEqual(self.world.clock.getDelayedCalls(), [])
+
+
+MAC = bytes.fromhex("0200000000aa")
+
+
+class NeighbourTests(AgentTestCase):
+    """An address that another machine has is not fought over."""
+
+    def test_foreign(self) -> None:
+        """It is refused, with the other's MAC address, and asked for again later."""
+        hosts = self.three()
+        for host in hosts:
+            host.neighbours.foreign[ADDRESS] = MAC
+        with capturedLogs() as events:
+            self.world.tell(WEB)
+            for _ in range(30):
+                self.world.pass_time(1)
+                self.assertEqual(self.world.carriers(ADDRESS), [])
+        self.assertIn(
+            f"{ADDRESS}: refused, for another machine, with the MAC address 02:00:00:00:00:aa, has it already; "
+            "asking again in 30 s",
+            said(events),
+        )
+        self.assertEqual(self.holders(), {})
+        for host in hosts:
+            host.neighbours.foreign.clear()
+        self.world.pass_time(40)
+        self.assertEqual(len(self.world.carriers(ADDRESS)), 1)
+
+    def test_takeover(self) -> None:
+        """In a takeover nobody is asked: what an agent carried is no other machine's."""
+        hosts = self.three()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        first = self.carrier()
+        for host in hosts:
+            host.neighbours.foreign[ADDRESS] = MAC
+        first.stop()
+        self.world.pass_time(0.1)
+        self.assertIsNot(self.carrier(), first)
+
+    def test_heard_later(self) -> None:
+        """A machine that says later that it has the address is reported, and the address is announced anew."""
+        host = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(10)
+        announced = len(host.announcer.announced)
+        with capturedLogs() as events:
+            for _ in range(5):
+                host.heard(ADDRESS, MAC)
+                host.heard(OTHER, MAC)
+                self.world.pass_time(0.05)
+        self.assertEqual(
+            said(events)[0],
+            f"{ADDRESS}: another machine, with the MAC address 02:00:00:00:00:aa, says that it has this address too; "
+            "announcing anew",
+        )
+        self.assertEqual(len([line for line in said(events) if "another machine" in line]), 1)
+        self.assertGreater(len(host.announcer.announced), announced)
+
+
+class NameTests(AgentTestCase):
+    """Two agents with one id is a mistake that does not go unnoticed."""
+
+    def test_second(self) -> None:
+        """The second one claims nothing, and refuses to run when the record of the first one does not end."""
+        first = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        second = self.world.host(agent_id=first.name)
+        second.tell(WEB, service("other", OTHER))
+        self.world.pass_time(self.world.ttl)
+        self.assertEqual((second.carried, second.refusals), (set(), []))
+        self.world.pass_time(2)
+        self.assertEqual((second.carried, len(second.refusals), first.refusals), (set(), 1, []))
+        self.assertIn("another agent with the id 'node-1' runs on host node-1", second.refusals[0])
+        self.assertEqual(first.carried, {ADDRESS})
+
+    def test_moved(self) -> None:
+        """An agent whose dead predecessor ran on another host waits for that one's record to end, and then runs."""
+        first = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+        first.kill()
+        second = self.world.host(agent_id=first.name)
+        second.tell(WEB)
+        self.world.pass_time(self.world.ttl + 2)
+        self.assertEqual((second.carried, second.refusals), ({ADDRESS}, []))
+
+    def test_together(self) -> None:
+        """Of two that start at the same moment, one runs."""
+        hosts = [self.world.host(agent_id="twin") for _ in range(2)]
+        for host in hosts:
+            host.tell(WEB)
+        self.world.pass_time(2 * self.world.ttl)
+        self.assertEqual(sorted((len(host.carried), len(host.refusals)) for host in hosts), [(0, 1), (1, 0)])
+
+
+class RepairTests(AgentTestCase):
+    """What is changed by hand is put right."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.only = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(0.2)
+
+    def test_address_deleted(self) -> None:
+        """An address that somebody deletes is put back and announced."""
+        self.world.pass_time(6)
+        announced = len(self.only.announcer.announced)
+        self.only.addresses.delete(ADDRESS)
+        self.only.changed()
+        self.world.pass_time(0.1)
+        self.assertEqual(self.only.carried, {ADDRESS})
+        self.assertEqual(len(self.only.announcer.announced), announced + 1)
+
+    def test_permanent(self) -> None:
+        """An address that somebody makes permanent gets its lifetime back."""
+        self.only.addresses.make_permanent(ADDRESS)
+        self.only.changed()
+        self.world.pass_time(0.1)
+        self.assertLess(self.only.addresses.read().assigned[ADDRESS], inf)
+
+    def test_chain(self) -> None:
+        """A chain that somebody changes is written anew within a heartbeat."""
+        self.only.firewall.spoil()
+        self.world.pass_time(self.world.ttl / 3 + 0.1)
+        self.assertEqual(self.only.firewall.read(), frozenset({mark("web")}))
+
+    def test_claim_deleted(self) -> None:
+        """A claim that somebody deletes in the store is noticed at once: the address goes, and is claimed anew."""
+        with capturedLogs() as events:
+            self.successResultOf(self.world.claims.store(self.only.name, 10).release(ADDRESS))
+            self.world.pass_time(0.2)
+        self.assertEqual(
+            [line for line in said(events) if line.startswith(str(ADDRESS))],
+            [
+                f"{ADDRESS}: the claim is lost; letting go",
+                f"{ADDRESS}: unassigned",
+                f"{ADDRESS}: claimed for web",
+                f"{ADDRESS}: assigned",
+                f"{ADDRESS}: announced",
+            ],
+        )
+        self.assertEqual(self.holders(), {ADDRESS: self.only.name})

@@ -1,0 +1,501 @@
+"""Planning is values in, values out: no doubles of anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import IPv4Address
+from math import inf
+
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, Protocol
+from kiwi.planning import (
+    SETTLING,
+    STAGGER,
+    TRIES_IN_TROUBLE,
+    TRIES_TO_PROVISION,
+    Announced,
+    Plan,
+    Situation,
+    Terms,
+    plan,
+    rank,
+)
+from kiwi.steps import (
+    ADDRESSES,
+    FIREWALL,
+    NEIGHBOURS,
+    PROBES,
+    RECORD,
+    Acquire,
+    Announce,
+    Assign,
+    AssignmentOf,
+    ClaimTo,
+    Deregister,
+    LookAtHost,
+    LookAtMarks,
+    MarkTraffic,
+    Probe,
+    Register,
+    Release,
+    Renew,
+    Unassign,
+    Unmark,
+)
+
+ADDRESS = IPv4Address("192.168.1.41")
+OTHER = IPv4Address("192.168.1.42")
+WEB = Mark(ADDRESS, Protocol.TCP, 8080, "web")
+DNS = Mark(OTHER, Protocol.UDP, 53, "dns")
+ME = AgentRecord("me", "host", "here", "1")
+TERMS = Terms(ME, 10)
+LINK = Link(3, "em1", b"\x02\0\0\0\0\1", ready=True)
+NOW = 1000.0
+HOLD = Hold(ADDRESS, NOW - 1, NOW - 1)
+ENDS = TERMS.assignment_ends(HOLD)
+
+QUIET = Situation(
+    now=NOW, wanted={ADDRESS: frozenset({WEB})}, claims=Claims(), host=Host(LINK), marks=frozenset(), registered=True
+)
+"""One Service wants one address; nobody has it, and nothing else is to be done."""
+
+HELD = evolve(QUIET, holds={ADDRESS: HOLD}, claims=Claims({ADDRESS: "me"}))
+MARKED = evolve(HELD, marks=frozenset({WEB}))
+ASSIGNED = evolve(MARKED, host=Host(LINK, {ADDRESS: NOW + 7}), extended={ADDRESS: ENDS})
+CARRIED = evolve(ASSIGNED, announced={ADDRESS: Announced(1, NOW + 60)})
+
+
+class WayInTests(SynchronousTestCase):
+    """Claimed and marked before assigned, assigned before announced."""
+
+    def test_free(self) -> None:
+        """An address that nobody has is tried for, and its traffic is marked meanwhile."""
+        marked = MarkTraffic(frozenset({WEB}))
+        self.assertEqual(plan(QUIET, TERMS).steps, (marked, Acquire(ADDRESS)))
+        self.assertEqual(plan(evolve(QUIET, busy={ClaimTo(ADDRESS)}), TERMS).steps, (marked,))
+
+    def test_not_won(self) -> None:
+        """The marks go again when another agent was faster."""
+        lost = evolve(QUIET, marks=frozenset({WEB}), heard={ADDRESS: "other"})
+        self.assertEqual(plan(lost, TERMS).steps, (MarkTraffic(frozenset()),))
+
+    def test_taken(self) -> None:
+        """An address that another agent has is left to it."""
+        taken = evolve(QUIET, claims=Claims({ADDRESS: "other"}))
+        self.assertEqual(plan(taken, TERMS), Plan())
+
+    def test_heard_to_be_taken(self) -> None:
+        """What the store answered counts more than what it was heard to know before."""
+        self.assertEqual(plan(evolve(QUIET, heard={ADDRESS: "other"}), TERMS), Plan())
+        freed = evolve(QUIET, claims=Claims({ADDRESS: "other"}), heard={ADDRESS: None})
+        self.assertIn(Acquire(ADDRESS), plan(freed, TERMS).steps)
+
+    def test_held(self) -> None:
+        """The traffic of an address that is held is marked first."""
+        self.assertEqual(plan(HELD, TERMS).steps, (MarkTraffic(frozenset({WEB})),))
+
+    def test_marked(self) -> None:
+        """An address that is held and marked is assigned, until well before its claim ends."""
+        self.assertEqual(plan(MARKED, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS)})),))
+        self.assertTrue(ENDS < TERMS.hold_ends(HOLD) < HOLD.sent + TERMS.ttl)
+
+    def test_new(self) -> None:
+        """Before a new address is assigned, the neighbours are asked for it; meanwhile it is claimed and marked."""
+        probe = Probe(frozenset({ADDRESS}), TERMS.probe_wait)
+        new = evolve(QUIET, new={ADDRESS})
+        self.assertEqual(plan(new, TERMS).steps, (MarkTraffic(frozenset({WEB})), probe, Acquire(ADDRESS)))
+        self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), TERMS).steps, (probe,))
+        self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), evolve(TERMS, probe_wait=0)), plan(MARKED, TERMS))
+
+    def test_foreign(self) -> None:
+        """An address that another machine has is given back, and not tried for."""
+        self.assertEqual(
+            plan(evolve(MARKED, foreign={ADDRESS}), TERMS).steps, (MarkTraffic(frozenset()), Release(ADDRESS))
+        )
+        self.assertEqual(plan(evolve(QUIET, foreign={ADDRESS}), TERMS).steps, ())
+
+    def test_assigned(self) -> None:
+        """An address that is assigned is announced, as long as it is held."""
+        announced = Announce(frozenset({Assignment(ADDRESS, TERMS.hold_ends(HOLD))}))
+        self.assertEqual(plan(ASSIGNED, TERMS).steps, (announced,))
+
+    def test_carried(self) -> None:
+        """An address that is carried asks for nothing until its next announcement or the end of its claim."""
+        self.assertEqual(plan(CARRIED, TERMS), Plan((), TERMS.hold_ends(HOLD)))
+
+    def test_announced_again(self) -> None:
+        """Announcements are repeated when their time comes."""
+        due = evolve(CARRIED, announced={ADDRESS: Announced(1, NOW)})
+        self.assertEqual(plan(due, TERMS).steps, (Announce(frozenset({Assignment(ADDRESS, TERMS.hold_ends(HOLD))})),))
+
+    def test_not_ready(self) -> None:
+        """An agent whose interface is down or away tries for nothing."""
+        for link in (None, evolve(LINK, ready=False)):
+            self.assertEqual(plan(evolve(QUIET, host=Host(link)), TERMS), Plan())
+
+    def test_broken_firewall(self) -> None:
+        """An agent that cannot mark traffic tries for nothing."""
+        self.assertEqual(plan(evolve(QUIET, failures={FIREWALL: TRIES_TO_PROVISION}), TERMS), Plan())
+
+    def test_store_in_trouble(self) -> None:
+        """While the store does not answer, only a few claims at a time are asked about."""
+        many = {IPv4Address(n): frozenset({Mark(IPv4Address(n), Protocol.TCP, 80, "web")}) for n in range(9, 109)}
+        troubled = evolve(QUIET, wanted=many, store_troubled=True)
+        self.assertEqual(len(plan(troubled, TERMS).steps), TRIES_IN_TROUBLE)
+        asked = frozenset(ClaimTo(IPv4Address(n)) for n in range(9, 9 + TRIES_IN_TROUBLE))
+        self.assertEqual(plan(evolve(troubled, busy=asked), TERMS).steps, ())
+        self.assertEqual(len(plan(evolve(troubled, store_troubled=False), TERMS).steps), 101)
+
+    def test_nothing_known(self) -> None:
+        """An agent that knows nothing yet looks around, and tries for nothing."""
+        start = Situation(now=NOW, marks_stale=True, registration_due=True)
+        self.assertEqual(plan(start, TERMS).steps, (LookAtHost(), LookAtMarks()))
+
+    def test_not_admitted(self) -> None:
+        """An agent whose record the store has not taken yet claims nothing, not even what looks like its own."""
+        for claims in (Claims(), Claims({ADDRESS: "me"})):
+            start = evolve(QUIET, claims=claims, admitted=None, registration_due=True)
+            self.assertEqual(plan(start, TERMS).steps, (Register(ME),))
+
+    def test_records(self) -> None:
+        """A record of an earlier life here is replaced, and one of an agent elsewhere is waited for."""
+        start = evolve(QUIET, admitted=None, registration_due=True)
+        earlier, elsewhere = evolve(ME, instance="0"), evolve(ME, place="there", instance="0")
+        self.assertEqual(plan(evolve(start, claims=Claims({}, {"me": earlier})), TERMS).steps, (Register(ME, earlier),))
+        self.assertEqual(plan(evolve(start, claims=Claims({}, {"me": elsewhere})), TERMS).steps, ())
+
+
+class RankingTests(SynchronousTestCase):
+    """Who tries first."""
+
+    def test_order(self) -> None:
+        """Each agent has its own place in the order for an address, whoever asks."""
+        agents = ["a", "b", "c", "d"]
+        self.assertEqual(sorted(rank(ADDRESS, agent, agents) for agent in agents), [0, 1, 2, 3])
+
+    def test_departure(self) -> None:
+        """When an agent goes, the others keep their order."""
+        order = sorted("abcd", key=lambda agent: rank(ADDRESS, agent, "abcd"))
+        left = [agent for agent in order if agent != "b"]
+        self.assertEqual(sorted("acd", key=lambda agent: rank(ADDRESS, agent, "acd")), left)
+
+    def test_spread(self) -> None:
+        """Each agent comes first for its share of many addresses."""
+        firsts = Counter(
+            next(agent for agent in "abc" if rank(IPv4Address(n), agent, "abc") == 0)
+            for n in range(2**24, 2**24 + 3000)
+        )
+        for agent in "abc":
+            self.assertTrue(900 <= firsts[agent] <= 1100, firsts)
+
+    def test_settling(self) -> None:
+        """An agent that has just started lets others be heard of, before it takes what they might share."""
+        started = evolve(QUIET, admitted=NOW - 0.1)
+        self.assertEqual(plan(started, TERMS), Plan((), NOW - 0.1 + SETTLING))
+
+    def test_fair_share(self) -> None:
+        """An agent that has more than its share lets all the others go first."""
+        claims = Claims({}, {name: AgentRecord(name, name, name, name) for name in ("me", "a", "b")})
+        wanted = {IPv4Address(n): frozenset({Mark(IPv4Address(n), Protocol.TCP, 80, "web")}) for n in range(9, 309)}
+        many = evolve(QUIET, claims=claims, wanted=wanted, free_since=dict.fromkeys(wanted, NOW))
+        acquired = [step for step in plan(many, TERMS).steps if isinstance(step, Acquire)]
+        self.assertTrue(80 <= len(acquired) <= 111, len(acquired))
+        enough = evolve(many, holds={IPv4Address(n): Hold(IPv4Address(n), NOW, NOW) for n in range(9, 129)})
+        waiting = plan(enough, TERMS)
+        self.assertEqual([step for step in waiting.steps if isinstance(step, Acquire)], [])
+        patient = plan(evolve(enough, now=NOW + 4 * STAGGER), TERMS)
+        self.assertEqual(len([step for step in patient.steps if isinstance(step, Acquire)]), 180)
+
+    def test_second(self) -> None:
+        """An agent lets those before it try first, and tries if the address is free a moment later."""
+        first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
+        claims = Claims({}, {first: AgentRecord(first, "host", "there", "2")})
+        waiting = evolve(QUIET, claims=claims, free_since={ADDRESS: NOW})
+        self.assertEqual(plan(waiting, TERMS), Plan((), NOW + STAGGER))
+        later = evolve(waiting, now=NOW + STAGGER)
+        self.assertIn(Acquire(ADDRESS), plan(later, TERMS).steps)
+
+
+class WayOutTests(SynchronousTestCase):
+    """Unassigned before released."""
+
+    def test_unwanted(self) -> None:
+        """An address that no Service wants any more is unassigned, and its traffic unmarked; its claim is kept."""
+        unwanted = evolve(CARRIED, wanted={})
+        self.assertEqual(plan(unwanted, TERMS).steps, (Unassign(frozenset({ADDRESS})), MarkTraffic(frozenset())))
+
+    def test_unassigned(self) -> None:
+        """A claim is released when its address is off the interface."""
+        self.assertEqual(plan(evolve(QUIET, wanted={}, holds={ADDRESS: HOLD}), TERMS).steps, (Release(ADDRESS),))
+
+    def test_not_sure(self) -> None:
+        """A claim is not released while the address may be on the interface."""
+        for doubt in ({"busy": {ADDRESSES}}, {"host_unsure": True, "rests": {ADDRESSES: NOW + 1}}):
+            doubtful = evolve(QUIET, wanted={}, holds={ADDRESS: HOLD}, **doubt)
+            self.assertEqual(plan(doubtful, TERMS).steps, ())
+
+    def test_earlier_claim(self) -> None:
+        """A claim of an earlier life that nobody wants any more is released."""
+        self.assertEqual(
+            plan(evolve(QUIET, wanted={}, claims=Claims({ADDRESS: "me"})), TERMS).steps, (Release(ADDRESS),)
+        )
+
+    def test_ended(self) -> None:
+        """When a claim has ended unconfirmed, its address goes at once, whatever the store was last heard to know."""
+        ended = evolve(CARRIED, now=TERMS.hold_ends(HOLD))
+        steps = plan(ended, TERMS).steps
+        self.assertIn(Unassign(frozenset({ADDRESS})), steps)
+        self.assertEqual([step for step in steps if isinstance(step, Assign | Announce | Acquire | Release)], [])
+
+    def test_link_lost(self) -> None:
+        """An interface that goes down gives up what it has, so that another host can have it."""
+        down = evolve(CARRIED, host=Host(evolve(LINK, ready=False), {ADDRESS: NOW + 7}))
+        self.assertIn(Unassign(frozenset({ADDRESS})), plan(down, TERMS).steps)
+        gone = evolve(CARRIED, host=Host(None))
+        self.assertIn(Release(ADDRESS), plan(gone, TERMS).steps)
+
+    def test_cannot_be_put_up(self) -> None:
+        """An address that the host refuses again and again is left to others."""
+        for subject in (AssignmentOf(ADDRESS), FIREWALL):
+            refused = evolve(HELD, failures={subject: TRIES_TO_PROVISION}, rests={subject: NOW + 1})
+            self.assertEqual(plan(refused, TERMS).steps, (Release(ADDRESS),))
+
+    def test_kubernetes_unknown(self) -> None:
+        """Services that are not known withdraw nothing."""
+        self.assertEqual(plan(evolve(CARRIED, wanted=None), TERMS).steps, ())
+
+    def test_draining(self) -> None:
+        """An agent that goes takes everything back: first the address, and only then the claim."""
+        draining = evolve(CARRIED, draining=True)
+        self.assertEqual(plan(draining, TERMS).steps, (Deregister(ME), Unassign(frozenset({ADDRESS})), Unmark()))
+        unassigned = evolve(draining, host=Host(LINK), unmarked=True, registered=False)
+        self.assertEqual(plan(unassigned, TERMS).steps, (Release(ADDRESS),))
+        self.assertEqual(plan(evolve(unassigned, holds={}, claims=Claims()), TERMS), Plan())
+
+
+class KeepingTests(SynchronousTestCase):
+    """What is carried stays so."""
+
+    def test_confirmed(self) -> None:
+        """A heartbeat extends the time that an address may stay on the interface."""
+        hold = evolve(HOLD, sent=NOW)
+        confirmed = evolve(CARRIED, holds={ADDRESS: hold})
+        self.assertEqual(
+            plan(confirmed, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, TERMS.assignment_ends(hold))})),)
+        )
+
+    def test_deleted_by_hand(self) -> None:
+        """An address that somebody deleted is put back."""
+        deleted = evolve(CARRIED, host=Host(LINK))
+        self.assertEqual(plan(deleted, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS)})),))
+
+    def test_lifetime_changed_by_hand(self) -> None:
+        """A lifetime that somebody made permanent, longer or shorter is put right."""
+        for expires in (inf, NOW + 100, NOW + 3):
+            changed = evolve(CARRIED, host=Host(LINK, {ADDRESS: expires}))
+            self.assertEqual(plan(changed, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS)})),))
+
+    def test_rounded(self) -> None:
+        """The kernel tells a lifetime rounded up to whole seconds, which is no change."""
+        for expires in (ENDS - 0.99, ENDS, ENDS + 1):
+            self.assertEqual(plan(evolve(CARRIED, host=Host(LINK, {ADDRESS: expires})), TERMS).steps, ())
+
+    def test_chain_changed_by_hand(self) -> None:
+        """A chain that is not as it should be is written anew."""
+        self.assertEqual(plan(evolve(CARRIED, marks=None), TERMS).steps, (MarkTraffic(frozenset({WEB})),))
+
+    def test_ports_change(self) -> None:
+        """Other ports are other marks, and nothing else."""
+        mark = evolve(WEB, port=8081)
+        changed = evolve(CARRIED, wanted={ADDRESS: frozenset({mark})})
+        self.assertEqual(plan(changed, TERMS).steps, (MarkTraffic(frozenset({mark})),))
+
+    def test_heartbeat(self) -> None:
+        """What is held is confirmed with the store when that is due."""
+        self.assertEqual(plan(evolve(CARRIED, renewals_due={ADDRESS}), TERMS).steps, (Renew(frozenset({ADDRESS})),))
+
+    def test_doubtful(self) -> None:
+        """A claim that the store is heard not to know, or to know as another agent's, is confirmed at once."""
+        for holders in ({}, {ADDRESS: "other"}):
+            self.assertEqual(plan(evolve(CARRIED, claims=Claims(holders)), TERMS).steps, (Renew(frozenset({ADDRESS})),))
+
+    def test_together(self) -> None:
+        """Whenever one address is written, all are, so that their lifetimes end together."""
+        hold = Hold(OTHER, NOW, NOW)
+        both = evolve(
+            CARRIED,
+            wanted={ADDRESS: frozenset({WEB}), OTHER: frozenset({DNS})},
+            holds={ADDRESS: HOLD, OTHER: hold},
+            claims=Claims({ADDRESS: "me", OTHER: "me"}),
+            marks=frozenset({WEB, DNS}),
+        )
+        written = frozenset({Assignment(ADDRESS, ENDS), Assignment(OTHER, TERMS.assignment_ends(hold))})
+        self.assertEqual(plan(both, TERMS).steps, (Assign(written),))
+
+    def test_many(self) -> None:
+        """Where there are too many addresses to be written together, the kernel is left more time."""
+        self.assertLess(TERMS.assignment_ends(HOLD, 1001), TERMS.assignment_ends(HOLD, 1000) - 0.9)
+        self.assertGreater(Terms(ME, 3).assignment_ends(HOLD, 1001), HOLD.sent + 2)
+
+    def test_nearly_over(self) -> None:
+        """The kernel counts whole seconds: with less than one left it is told nothing."""
+        self.assertEqual(plan(evolve(MARKED, now=ENDS - 0.9), TERMS).steps, ())
+
+
+class AdoptionTests(SynchronousTestCase):
+    """A restart is not an outage."""
+
+    LEFT = evolve(
+        QUIET,
+        host=Host(LINK, {ADDRESS: NOW + 5}),
+        marks=frozenset({WEB}),
+        adoptable=frozenset({ADDRESS}),
+    )
+
+    def test_store_unknown(self) -> None:
+        """An address of an earlier life stays while the store is not known; the kernel removes it in time."""
+        self.assertEqual(plan(evolve(self.LEFT, claims=None), TERMS).steps, ())
+
+    def test_still_ours(self) -> None:
+        """It is confirmed when the claim is still there, and neither address nor marks are touched."""
+        ours = evolve(self.LEFT, claims=Claims({ADDRESS: "me"}))
+        self.assertEqual(plan(ours, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+        self.assertEqual(plan(evolve(ours, wanted=None), TERMS).steps, (Renew(frozenset({ADDRESS})),))
+
+    def test_taken_by_another(self) -> None:
+        """It goes when another agent has the claim."""
+        taken = evolve(self.LEFT, claims=Claims({ADDRESS: "other"}))
+        self.assertEqual(plan(taken, TERMS).steps, (Unassign(frozenset({ADDRESS})), MarkTraffic(frozenset())))
+
+    def test_unclaimed(self) -> None:
+        """It goes when nobody has the claim; then everybody may try for it."""
+        steps = plan(self.LEFT, TERMS).steps
+        self.assertEqual(steps, (Unassign(frozenset({ADDRESS})), MarkTraffic(frozenset())))
+
+    def test_permanent(self) -> None:
+        """One that the kernel would keep for ever is not waited for."""
+        for_ever = evolve(self.LEFT, claims=None, host=Host(LINK, {ADDRESS: inf}))
+        self.assertIn(Unassign(frozenset({ADDRESS})), plan(for_ever, TERMS).steps)
+
+    def test_claim_without_address(self) -> None:
+        """A claim of ours without an address is confirmed before anything is put up."""
+        self.assertEqual(
+            plan(evolve(QUIET, claims=Claims({ADDRESS: "me"})), TERMS).steps, (Renew(frozenset({ADDRESS})),)
+        )
+
+
+addresses = st.sampled_from([ADDRESS, OTHER, IPv4Address("192.168.1.43")])
+moments = st.one_of(st.floats(NOW - 20, NOW + 20), st.just(inf))
+marks_of = {
+    address: frozenset({Mark(address, Protocol.TCP, port, "web") for port in (80, 443)})
+    for address in (ADDRESS, OTHER, IPv4Address("192.168.1.43"))
+}
+ids = st.sampled_from(["me", "other", "third"])
+subjects = st.one_of(
+    st.sampled_from([ADDRESSES, FIREWALL, NEIGHBOURS, PROBES, RECORD]),
+    addresses.map(ClaimTo),
+    addresses.map(AssignmentOf),
+)
+some_marks = st.frozensets(st.sampled_from(sorted(frozenset().union(*marks_of.values()))))
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> Situation:
+    """Any situation at all, the impossible ones included."""
+    wanted = draw(st.none() | st.dictionaries(addresses, st.none()))
+    holds = {
+        address: Hold(address, draw(st.floats(NOW - 20, NOW)), NOW - 30) for address in draw(st.frozensets(addresses))
+    }
+    link = draw(st.none() | st.booleans().map(lambda ready: evolve(LINK, ready=ready)))
+    return Situation(
+        now=NOW,
+        wanted=None if wanted is None else {address: marks_of[address] for address in wanted},
+        claims=draw(
+            st.none()
+            | st.builds(
+                Claims,
+                st.dictionaries(addresses, ids),
+                st.dictionaries(ids, st.none()).map(lambda d: {i: AgentRecord(i, i, i, i) for i in d}),
+            )
+        ),
+        heard=draw(st.dictionaries(addresses, st.none() | ids)),
+        holds=holds,
+        store_troubled=draw(st.booleans()),
+        renewals_due=draw(st.frozensets(addresses)),
+        host=draw(st.none() | st.dictionaries(addresses, moments).map(lambda assigned: Host(link, assigned))),
+        host_stale=draw(st.booleans()),
+        host_unsure=draw(st.booleans()),
+        adoptable=draw(st.frozensets(addresses)),
+        extended=draw(st.dictionaries(addresses, moments)),
+        marks=draw(st.none() | some_marks),
+        marks_stale=draw(st.booleans()),
+        announced=draw(st.dictionaries(addresses, moments.map(lambda moment: Announced(1, moment)))),
+        new=draw(st.frozensets(addresses)),
+        foreign=draw(st.frozensets(addresses)),
+        free_since=draw(st.dictionaries(addresses, st.floats(NOW - 20, NOW))),
+        registration_due=draw(st.booleans()),
+        admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
+        busy=draw(st.frozensets(subjects)),
+        failures=draw(st.dictionaries(subjects, st.integers(0, 5))),
+        rests=draw(st.dictionaries(subjects, moments)),
+        draining=draw(st.booleans()),
+        unmarked=draw(st.booleans()),
+        registered=draw(st.booleans()),
+    )
+
+
+class PropertyTests(SynchronousTestCase):
+    """What holds for every plan, whatever the situation."""
+
+    @given(situations())
+    def test_invariants(self, see: Situation) -> None:
+        """No step comes before its time, none is in the way of another, and the next look is ahead."""
+        made = plan(see, TERMS)
+        assigned = set(see.host.assigned) if see.host else set()
+        live = {a for a, hold in see.holds.items() if TERMS.hold_ends(hold) > NOW}
+        claimed = {a for a, holder in {**(see.claims.holders if see.claims else {}), **see.heard}.items() if holder}
+        for step in made.steps:
+            if isinstance(step, Assign):
+                for assignment in step.assignments:
+                    self.assertIn(assignment.address, live)
+                    self.assertTrue(assignment.address in assigned or assignment.address not in see.new | see.foreign)
+                    self.assertLess(assignment.expires, see.holds[assignment.address].sent + TERMS.ttl)
+                    self.assertTrue(see.wanted is None or see.wanted[assignment.address] <= (see.marks or frozenset()))
+            elif isinstance(step, Announce):
+                self.assertTrue({assignment.address for assignment in step.assignments} <= live & assigned)
+            elif isinstance(step, Release):
+                self.assertNotIn(step.address, assigned)
+                self.assertFalse(ADDRESSES in see.busy or see.host_unsure or see.host is None)
+            elif isinstance(step, Acquire):
+                self.assertNotIn(step.address, live | claimed | assigned)
+                self.assertIn(step.address, see.wanted or {})
+            elif isinstance(step, Unassign):
+                self.assertTrue(step.addresses <= assigned)
+        self.assertFalse(
+            see.admitted is None and [step for step in made.steps if isinstance(step, Acquire | Renew | Release)]
+        )
+        going = (Acquire, Probe, Renew, Assign, Announce, MarkTraffic, Register)
+        self.assertFalse(see.draining and [step for step in made.steps if isinstance(step, going)])
+        busy = [subject for step in made.steps for subject in step.subjects]
+        self.assertEqual(len(busy), len(set(busy)), made.steps)
+        self.assertFalse([s for s in busy if s in see.busy or see.rests.get(s, NOW) > NOW], made.steps)
+        self.assertGreater(made.look, NOW)
+
+    @given(situations())
+    def test_lapsed(self, see: Situation) -> None:
+        """No address stays past the end of its hold, but one of an earlier life that the kernel removes in time."""
+        made = plan(evolve(see, busy=frozenset(), rests={}), TERMS)
+        away = {a for step in made.steps if isinstance(step, Unassign) for a in step.addresses}
+        for address, expires in (see.host.assigned if see.host else {}).items():
+            held = address in see.holds and TERMS.hold_ends(see.holds[address]) > NOW
+            if not held and not (address in see.adoptable and expires <= NOW + TERMS.ttl):
+                self.assertIn(address, away)
+
+    @given(situations())
+    def test_equal_situations(self, see: Situation) -> None:
+        """The same situation makes the same plan."""
+        self.assertEqual(plan(see, TERMS), plan(see, TERMS))

@@ -1,0 +1,142 @@
+"""What an operator may choose."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from kiwi.settings import BadSetting, Settings, settings
+
+DEFAULTS = Settings(
+    interface=None,
+    cidr_ranges=(),
+    kube_endpoint="http://localhost:8080",
+    kube_api="auto",
+    etcd_endpoints=("http://localhost:2379",),
+    etcd_prefix="/kiwi",
+    store="etcd2",
+    agent_id="node-1",
+    ttl=10,
+    fwchain="KUBE-PUBLIC",
+    fwmark=1,
+    driver=True,
+    reconnect_interval=5.0,
+    probe_wait=0.03,
+    verbose=False,
+    debug=False,
+)
+
+CHOSEN = Settings(
+    interface="em1",
+    cidr_ranges=(ip_network("192.168.1.0/24"), ip_network("::/0")),
+    kube_endpoint="http://kube:8001",
+    kube_api="v1beta1",
+    etcd_endpoints=("http://a:2379", "http://b:4001"),
+    etcd_prefix="/some/where",
+    store="memory",
+    agent_id="one",
+    ttl=3,
+    fwchain="PUBLIC",
+    fwmark=0x100,
+    driver=False,
+    reconnect_interval=0.5,
+    probe_wait=0.1,
+    verbose=True,
+    debug=True,
+)
+
+OPTIONS: dict[str, Any] = {
+    "interface": "em1",
+    "cidr-range": ["192.168.1.0/24", "::/0"],
+    "kube-endpoint": "http://kube:8001/",
+    "kube-api": "v1beta1",
+    "etcd-endpoint": ["http://a:2379", "http://b:4001/"],
+    "etcd-prefix": "/some/where/",
+    "store": "memory",
+    "agent-id": "one",
+    "ttl": "3",
+    "fwchain": "PUBLIC",
+    "fwmark": "0x100",
+    "no-driver": 1,
+    "reconnect-interval": "0.5",
+    "probe-wait": "100",
+    "verbose": 1,
+    "debug": 1,
+}
+
+
+class SettingsTests(SynchronousTestCase):
+    def test_defaults(self) -> None:
+        """Without options and variables, the defaults hold."""
+        self.assertEqual(settings({}, {}, "node-1"), DEFAULTS)
+
+    def test_options(self) -> None:
+        """Every option counts."""
+        self.assertEqual(settings(OPTIONS, {}, "node-1"), CHOSEN)
+
+    def test_environment(self) -> None:
+        """Every option is read from the environment too, with several values separated by commas or spaces."""
+        environment = {
+            f"KIWI_{name.upper().replace('-', '_')}": ", ".join(value) if isinstance(value, list) else str(value)
+            for name, value in OPTIONS.items()
+        }
+        self.assertEqual(settings({}, environment, "node-1"), CHOSEN)
+
+    def test_option_first(self) -> None:
+        """An option comes before its variable."""
+        self.assertEqual(settings({"ttl": "5"}, {"KIWI_TTL": "7"}, "node-1").ttl, 5)
+
+    def test_mistakes(self) -> None:
+        """A mistake is told in one line, with its option, the value, and what to give instead."""
+        mistakes = {
+            ("cidr-range", "192.168.1.0/33"): "give a range such as 192.168.1.0/24",
+            ("cidr-range", "192.168.1.5/24"): "has host bits set",
+            ("cidr-range", "lan"): "give a range such as",
+            ("ttl", "2"): "give a whole number of seconds, 3 or more",
+            ("ttl", "ten"): "give a whole number of seconds, 3 or more",
+            ("kube-endpoint", "http://kube:70000"): "its port is not between 1 and 65535",
+            ("kube-endpoint", "http://kube:0"): "its port is not between 1 and 65535",
+            ("kube-endpoint", "kube:8080"): "give http://HOST:PORT",
+            ("kube-endpoint", "https://kube"): "other schemes are not supported yet",
+            ("etcd-endpoint", "http://"): "give http://HOST:PORT",
+            ("etcd-endpoint", "http://a b"): "give http://HOST:PORT",
+            ("etcd-endpoint", "http://user@a"): "nothing behind it",
+            ("kube-api", "v2"): "give one of auto, v1, v1beta3, v1beta1",
+            ("store", "etcd4"): "give one of etcd2, memory",
+            ("etcd-prefix", "kiwi"): "give a path such as /kiwi",
+            ("etcd-prefix", "/a/../b"): "give a path such as /kiwi",
+            ("agent-id", "a b"): "letters, digits",
+            ("fwchain", "X" * 29): "give at most 28",
+            ("fwchain", "A B"): "give at most 28",
+            ("fwchain", "PREROUTING"): "and no name of iptables' own",
+            ("fwmark", "0"): "give a number from 1 to 0xffffffff",
+            ("fwmark", "0x100000000"): "give a number from 1 to 0xffffffff",
+            ("reconnect-interval", "0"): "give seconds, from 0.1 to 3600",
+            ("probe-wait", "2000"): "give milliseconds, from 0 (do not ask) to 1000",
+            ("reconnect-interval", "nan"): "give seconds, from 0.1 to 3600",
+        }
+        for (name, value), advice in mistakes.items():
+            given_value = [value] if name in ("cidr-range", "etcd-endpoint") else value
+            error = self.assertRaises(BadSetting, settings, {name: given_value}, {}, "node-1")
+            self.assertTrue(str(error).startswith(f"--{name}: {value!r}: "), error)
+            self.assertIn(advice, str(error))
+
+    def test_mistakes_in_environment(self) -> None:
+        """A mistake in a variable is told with the variable's name."""
+        error = self.assertRaises(BadSetting, settings, {}, {"KIWI_TTL": "2"}, "node-1")
+        self.assertTrue(str(error).startswith("KIWI_TTL: '2': "), error)
+        error = self.assertRaises(BadSetting, settings, {}, {"KIWI_NO_DRIVER": "maybe"}, "node-1")
+        self.assertEqual(str(error), "KIWI_NO_DRIVER: 'maybe': give 1 for yes or 0 for no")
+
+    @given(st.sampled_from(sorted(OPTIONS)), st.text(min_size=1))
+    def test_any_text(self, name: str, text: str) -> None:
+        """Any text is a setting or a mistake told in one line."""
+        value: object = [text] if isinstance(OPTIONS[name], list) else text
+        try:
+            settings({name: value}, {}, "node-1")
+        except BadSetting as error:
+            self.assertEqual(len(str(error).splitlines()), 1)

@@ -1,0 +1,73 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+
+from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+
+from kiwi import __version__
+from kiwi.settings import settings
+from kiwi.tap import Options, makeService
+
+
+class OptionsTests(SynchronousTestCase):
+    def parsed(self, *arguments: str) -> Options:
+        options = Options()
+        options.parseOptions(list(arguments))
+        return options
+
+    def test_defaults(self) -> None:
+        """Without options, the defaults hold."""
+        chosen = self.parsed("--id", "node-1").settings
+        self.assertEqual(chosen, settings({}, {}, "node-1"))
+
+    def test_short(self) -> None:
+        """Each option that is used by hand has a short form, and two of them may be repeated."""
+        short = self.parsed(
+            *("-i", "em1", "-r", "192.168.1.0/24", "-r", "::/0", "-k", "http://k:1", "-s", "http://a:2"),
+            *("-s", "http://b:3", "-p", "/p", "-n", "-v", "-d"),
+        )
+        long = self.parsed(
+            *("--interface", "em1", "--cidr-range", "192.168.1.0/24", "--cidr-range=::/0"),
+            *("--kube-endpoint", "http://k:1", "--etcd-endpoint", "http://a:2", "--etcd-endpoint", "http://b:3"),
+            *("--etcd-prefix", "/p", "--no-driver", "--verbose", "--debug"),
+        )
+        self.assertEqual(short.settings, long.settings)
+
+    def test_mistakes(self) -> None:
+        """Any mistake is one line, and ends the process with status 1."""
+        for arguments in (["--ttl", "2"], ["--no-such-option"], ["--ttl"], ["em1"]):
+            exit_ = self.assertRaises(SystemExit, self.parsed, *arguments)
+            self.assertTrue(str(exit_).startswith("kiwi: "), exit_)
+            self.assertEqual(len(str(exit_).splitlines()), 1)
+
+    def test_help(self) -> None:
+        """The help names every option that there is."""
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            self.assertRaises(SystemExit, self.parsed, "--help")
+        for name in (
+            *("--interface=", "--cidr-range=", "--kube-endpoint=", "--kube-api=", "--etcd-endpoint=", "--etcd-prefix="),
+            *("--store=", "--agent-id=", "--id=", "--ttl=", "--fwchain=", "--fwmark=", "--no-driver"),
+            *("--reconnect-interval=", "--verbose", "--debug"),
+        ):
+            self.assertIn(name, printed.getvalue())
+
+    def test_version(self) -> None:
+        """It tells its version."""
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exit_ = self.assertRaises(SystemExit, self.parsed, "--version")
+        self.assertEqual((exit_.code, printed.getvalue()), (0, f"kiwi {__version__}\n"))
+
+
+class PluginTests(SynchronousTestCase):
+    def test_found(self) -> None:
+        """twistd finds the service, with these options."""
+        (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "kiwi"]
+        self.assertIs(maker.options, Options)
+        self.assertIs(maker.makeService, makeService)

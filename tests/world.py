@@ -1,0 +1,189 @@
+"""Several whole agents under one simulated clock: a shared claim store, and a host in memory for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Interface, ip_network
+
+from attrs import define, field
+from twisted.application.service import IService
+from twisted.application.service import Service as TwistedService
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from kiwi.agent import Agent
+from kiwi.backoff import BackoffPolicy
+from kiwi.claims.interface import IClaimStore
+from kiwi.claims.memory import MemoryClaims
+from kiwi.model import AgentRecord, Mark, Protocol, Service, ServiceName, ServicePort
+from kiwi.network.intents import Network
+from kiwi.network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
+from kiwi.network.threads import immediately
+from kiwi.planning import Terms
+
+ADDRESS = IPv4Address("192.168.1.41")
+OTHER = IPv4Address("192.168.1.42")
+LAN = ip_network("192.168.1.0/24")
+HTTP = ServicePort(Protocol.TCP, 8080)
+
+
+def service(name: str, *addresses: IPv4Address, port: ServicePort = HTTP, created: str = "") -> Service:
+    return Service(ServiceName("default", name), frozenset({port}), addresses, created)
+
+
+def mark(name: str, address: IPv4Address = ADDRESS, port: ServicePort = HTTP) -> Mark:
+    return Mark(address, port.protocol, port.port, name)
+
+
+@implementer(IService)
+@define(eq=False)
+class _Told(TwistedService):
+    """A watch that is told what to tell."""
+
+    tell: Callable[[Mapping[ServiceName, Service]], None]
+
+
+@define(eq=False)
+class SimulatedHost:
+    """
+    One host, and the agent that runs there at the moment, if one does.
+
+    @ivar store: makes the store of an agent by its id.
+    """
+
+    name: str
+    clock: Clock
+    ttl: float
+    store: Callable[[str], IClaimStore]
+    addresses: MemoryAddresses = field(init=False)
+    firewall: MemoryFirewall = field(factory=MemoryFirewall, init=False)
+    announcer: MemoryAnnouncer = field(init=False)
+    neighbours: MemoryNeighbours = field(factory=MemoryNeighbours, init=False)
+    agent: Agent | None = field(default=None, init=False)
+    instances: int = field(default=0, init=False)
+    changed: Callable[[], None] = field(default=lambda: None, init=False)
+    heard: Callable[[IPv4Address, bytes], None] = field(default=lambda address, mac: None, init=False)
+    refusals: list[str] = field(factory=list, init=False)
+    watch: _Told | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.addresses = MemoryAddresses(
+            "em1", self.clock.seconds, subnets={IPv4Interface(f"192.168.1.{10 + int(self.name[-1])}/24")}
+        )
+        self.announcer = MemoryAnnouncer(self.clock.seconds)
+
+    @property
+    def carried(self) -> set[IPv4Address]:
+        """The addresses on the interface, by Kiwi's hand."""
+        return set(self.addresses.read().assigned)
+
+    def start(self, agent_id: str = "") -> None:
+        """Run an agent, by default with the name of the host."""
+        self.instances += 1
+        network = Network(
+            self.addresses, self.firewall, self.announcer, self.neighbours, immediately, immediately, immediately
+        )
+
+        def watch_services(tell: Callable[[Mapping[ServiceName, Service]], None]) -> IService:
+            self.watch = _Told(tell)
+            return self.watch
+
+        def watch_host(changed: Callable[[], None]) -> IService:
+            self.changed = changed
+            return _Told(lambda services: None)
+
+        def watch_neighbours(heard: Callable[[IPv4Address, bytes], None]) -> IService:
+            self.heard = heard
+            return _Told(lambda services: None)
+
+        self.agent = Agent(
+            Terms(AgentRecord(agent_id or self.name, self.name, self.name, f"{self.name}/{self.instances}"), self.ttl),
+            [LAN],
+            self.clock,
+            self.store(agent_id or self.name),
+            network,
+            BackoffPolicy(0.1, 5, lambda low, high: (low + high) / 2),
+            watch_services,
+            watch_host,
+            watch_neighbours,
+            self.refusals.append,
+        )
+        self.agent.startService()
+
+    def tell(self, *services: Service) -> None:
+        """These are the Services, as far as this agent hears."""
+        assert self.watch is not None
+        self.watch.tell({told.name: told for told in services})
+
+    def stop(self) -> Deferred[None]:
+        """Stop the agent in order."""
+        assert self.agent is not None
+        agent, self.agent = self.agent, None
+        return agent.stopService()
+
+    def kill(self) -> None:
+        """End the agent without its doing anything more. Its host keeps what is on it."""
+        assert self.agent is not None
+        agent, self.agent = self.agent, None
+        for part in agent:
+            part.stopService()
+
+
+@define(eq=False)
+class World:
+    """
+    Hosts that share a store. Time passes by L{pass_time}, and after every event no address may have two carriers.
+    """
+
+    ttl: float = 10
+    clock: Clock = field(factory=Clock, init=False)
+    claims: MemoryClaims = field(init=False)
+    hosts: list[SimulatedHost] = field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.claims = MemoryClaims(self.clock)
+
+    def host(self, store: Callable[[str], IClaimStore] | None = None, agent_id: str = "") -> SimulatedHost:
+        """One host more, with an agent that runs, by default with the name of the host."""
+        made = SimulatedHost(
+            f"node-{len(self.hosts) + 1}",
+            self.clock,
+            self.ttl,
+            store or (lambda agent_id: self.claims.store(agent_id, self.ttl)),
+        )
+        self.hosts.append(made)
+        made.start(agent_id)
+        return made
+
+    def tell(self, *services: Service) -> None:
+        """Every agent that runs hears that these are the Services."""
+        for host in self.hosts:
+            if host.agent is not None:
+                host.tell(*services)
+
+    def carriers(self, address: IPv4Address) -> list[SimulatedHost]:
+        """The hosts that have an address on their interface."""
+        return [host for host in self.hosts if address in host.carried]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, event by event."""
+        end = self.clock.seconds() + seconds
+        while (next_call := min((c.getTime() for c in self.clock.getDelayedCalls()), default=end)) < end:
+            # A host's own kernel acts between the events of the agents.
+            self.clock.advance(min(max(0.0, next_call - self.clock.seconds()), 0.05))
+            self.check()
+        self.clock.advance(end - self.clock.seconds())
+        self.check()
+
+    def check(self) -> None:
+        """No address has two carriers, and what is on an interface is marked."""
+        carried = [address for host in self.hosts for address in host.carried]
+        if len(carried) != len(set(carried)):
+            raise AssertionError(f"two carriers at {self.clock.seconds()}: {sorted(map(str, carried))}")
+
+    def stop(self) -> None:
+        """End every agent that runs."""
+        for host in self.hosts:
+            if host.agent is not None:
+                host.kill()
