@@ -125,6 +125,7 @@ class Converger(TwistedService):
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[IPv4Address, Announced] = field(factory=dict, init=False)
+    _quarantined: dict[IPv4Address, float] = field(factory=dict, init=False)
     _clear: set[IPv4Address] = field(factory=set, init=False)
     _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
     _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
@@ -162,6 +163,11 @@ class Converger(TwistedService):
             for address, heard in self._heard.items()
             if claims.holders.get(address) == before.get(address) != heard.holder
         }
+        if self._claims is not None and claims.losses != self._claims.losses:
+            # Whoever carried these may do so until a TTL after the loss; what is held here may be claimed at once.
+            until = self.clock.seconds() + self.terms.ttl
+            carried = before.keys() - claims.holders.keys() - self._holds.keys()
+            self._quarantined.update(dict.fromkeys(carried, until))
         self._claims = claims
         self._wake()
 
@@ -259,7 +265,9 @@ class Converger(TwistedService):
     def _is_left(self) -> bool:
         """Whether an agent that is going has still something to take back."""
         assigned = self._host is None or self._host_unsure or bool(self._host.assigned)
-        return assigned or bool(self._holds) or not self._unmarked or self._registered
+        claims = self._claims.holders if self._claims else {}
+        claimed = bool(self._holds) or any(self._holder(a) == self.terms.id for a in (*claims, *self._heard))
+        return assigned or claimed or not self._unmarked or self._registered
 
     def _gather(self) -> Situation:
         now = self.clock.seconds()
@@ -272,9 +280,14 @@ class Converger(TwistedService):
             holders = self._claims.holders
             free = {a for a in wanted if not (a in self._holds or heard.get(a, holders.get(a)))}
             self._free_since = {a: self._free_since.get(a, now) for a in free}
-            # What an agent carries is known not to be anybody else's: a takeover asks nobody.
-            self._clear = {a for a in wanted if a in self._clear or a in holders}
-            self._foreign = {a: foreign for a, foreign in self._foreign.items() if now < foreign.until and a in wanted}
+            self._quarantined = {a: until for a, until in self._quarantined.items() if now < until}
+            # What another agent carries is known not to be a stranger's: a takeover asks nobody.
+            self._clear = {a for a in wanted if a in self._clear or holders.get(a, self.terms.id) != self.terms.id}
+            self._foreign = {
+                a: foreign
+                for a, foreign in self._foreign.items()
+                if now < foreign.until and a in wanted and a not in holders
+            }
         return Situation(
             now=now,
             wanted=wanted,
@@ -293,6 +306,7 @@ class Converger(TwistedService):
             announced=self._announced,
             new=wanted.keys() - self._clear - self._foreign.keys() if wanted else frozenset(),
             foreign=self._foreign.keys(),
+            quarantined=self._quarantined,
             free_since=self._free_since,
             registration_due=self._registration_due,
             admitted=self._admitted,
@@ -340,6 +354,13 @@ class Converger(TwistedService):
         subjects = frozenset(step.subjects)
         self._busy |= subjects
         self.log.debug("{step}", step=step)
+        if isinstance(step, MarkTraffic) and self._marks is not None:
+            # Until it is done, only this is a fact.
+            self._marks &= step.marks
+        elif isinstance(step, Release):
+            # The store may carry it out at any moment from now on, whether or not it is heard to.
+            self._holds.pop(step.address, None)
+            self._renewals_due.discard(step.address)
 
         def done(result: Any) -> None:
             self._busy -= subjects
@@ -352,6 +373,8 @@ class Converger(TwistedService):
                 self.log.failure("{step} failed in a way that nobody thought of", failure, step=step)
             if ADDRESSES in subjects:
                 self._host_unsure = True
+            if FIREWALL in subjects:
+                self._marks_stale = True
             for subject in subjects:
                 self._failed(subject, failure.getErrorMessage())
             self._wake()
@@ -434,6 +457,7 @@ class Converger(TwistedService):
                     self.log.warn("{address}: the claim is lost; letting go", address=address)
             elif held is None:
                 self._hear(address, self.terms.id)
+                self._clear.add(address)
                 self._holds[address] = Hold(address, result.sent, self.clock.seconds())
                 self.log.info("{address}: the claim is this agent's already; adopted", address=address)
             elif result.sent > held.sent:
@@ -443,12 +467,11 @@ class Converger(TwistedService):
     def _note_release(self, step: Release, result: Released | Unavailable) -> None:
         subject = ClaimTo(step.address)
         if isinstance(result, Unavailable):
+            self._hear(step.address, self.terms.id)
             self._store_failed(subject, result)
             return
         self._store_answered(subject)
         self._hear(step.address, None)
-        self._holds.pop(step.address, None)
-        self._renewals_due.discard(step.address)
         given_up = self._failures.pop(AssignmentOf(step.address), 0) or max(
             self._failures.get(FIREWALL, 0), self._failures.get(PROBES, 0)
         )
@@ -581,7 +604,11 @@ class Converger(TwistedService):
     def _note_probe(self, step: Probe, owners: Mapping[IPv4Address, bytes]) -> None:
         self._succeeded(PROBES)
         self._clear |= step.addresses - owners.keys()
+        carried = {a for a in owners if a in self._holds or self._holder(a) is not None}
+        self._clear |= carried
         for address, mac in owners.items():
+            if address in carried:
+                continue
             self._foreign[address] = _Foreign(mac, self.clock.seconds() + REST_OF_FOREIGN)
             self.log.error(
                 "{address}: refused, for another machine, with the MAC address {mac}, has it already; asking again in "
@@ -614,6 +641,12 @@ class Converger(TwistedService):
     def _note_unmarked(self, step: Unmark, result: None) -> None:
         self._marks, self._unmarked = None, True
         self._succeeded(FIREWALL)
+
+    def _holder(self, address: IPv4Address) -> str | None:
+        """Who has the claim to an address, as far as this agent knows."""
+        if address in self._heard:
+            return self._heard[address].holder
+        return self._claims.holders.get(address) if self._claims else None
 
     def _hear(self, address: IPv4Address, holder: str | None) -> None:
         self._heard[address] = _Heard(holder, self.clock.seconds())

@@ -350,3 +350,57 @@ def stream(
         return None
 
     return _cancellable(follow(), stop)
+
+
+def hedged(
+    clock: IReactorTime, send: Callable[[], Deferred[Response]], interval: float, most: int
+) -> Deferred[Response]:
+    """
+    The first response to a request that may be repeated: while there is none it is sent again, so that a reply which is
+    lost costs an interval and not a time limit.
+
+    @param send: sends it, each time on a connection of its own.
+    @param interval: seconds between one sending and the next.
+    @param most: how often it is sent at the most.
+
+    The Deferred fails as the first one did, as soon as none is under way. Cancelling it cancels all.
+    """
+    flying: list[Deferred[Response]] = []
+    again: IDelayedCall | None = None
+    settled = False
+    sent = 0
+    first_failure: Failure | None = None
+
+    def go() -> None:
+        nonlocal again, sent
+        sent += 1
+        again = clock.callLater(interval, go) if sent < most else None
+        one = send()
+        flying.append(one)
+        one.addBoth(ended, one)
+
+    def ended(outcome: Response | Failure, one: Deferred[Response]) -> None:
+        nonlocal first_failure
+        flying.remove(one)
+        if settled:
+            return
+        if not isinstance(outcome, Failure):
+            settle()
+            result.callback(outcome)
+            return
+        first_failure = first_failure or outcome
+        if not flying:
+            settle()
+            result.errback(first_failure)
+
+    def settle(cancelled: object = None) -> None:
+        nonlocal settled
+        settled = True
+        if again is not None and again.active():
+            again.cancel()
+        for one in flying.copy():
+            one.cancel()
+
+    result: Deferred[Response] = Deferred(settle)
+    go()
+    return result

@@ -31,8 +31,11 @@ The kernel removes expired addresses in passes that are at least 1 s apart; a pa
 next 20 ms, and is put off by up to 0.25 s to the next whole second (C{check_lifetime} in the kernel's
 C{net/ipv4/devinet.c}). So an address whose lifetime ends 0.1 s after another one's is removed a whole second late.
 Lifetimes are whole seconds: what is written together ends together, or whole seconds apart, and then nothing is more
-than 0.25 s late. So whenever one address is written, all are. Up to L{WRITTEN_TOGETHER} addresses are written well
-within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it.
+than 0.25 s late, and 0.26 s more where the kernel's timer is coarse (Note [Two looks at the clock] in
+L{kiwi.network.addresses}). So whenever one address is written, all are. Up to L{WRITTEN_TOGETHER} addresses are written
+well within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it. Somebody
+else who writes an address of this host in the second before ours end can make the kernel a second late, too; that
+matters only if this agent is dead at that moment, and is not provided for.
 """
 
 from __future__ import annotations
@@ -74,8 +77,8 @@ from .steps import (
 
 CLOCK_DRIFT = 0.01
 TIME_TO_ACT = 0.2
-KERNEL_LATENESS = 0.35
-KERNEL_LATENESS_OF_MANY = 1.35
+KERNEL_LATENESS = 0.55
+KERNEL_LATENESS_OF_MANY = 1.55
 WRITTEN_TOGETHER = 1000
 
 STAGGER = 0.05
@@ -158,6 +161,7 @@ class Situation:
     @ivar announced: the last announcement of each address since it was assigned.
     @ivar new: wanted addresses of which nothing tells yet that no machine but the agents has them.
     @ivar foreign: wanted addresses that a machine has which is no agent.
+    @ivar quarantined: addresses whose claims the store has lost, and until when their carriers may still be there.
     @ivar free_since: when each wanted address was first seen without a claim.
     @ivar registration_due: the agent's record wants to be written (again).
     @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
@@ -186,6 +190,7 @@ class Situation:
     announced: Mapping[IPv4Address, Announced] = field(factory=dict)
     new: AbstractSet[IPv4Address] = frozenset()
     foreign: AbstractSet[IPv4Address] = frozenset()
+    quarantined: Mapping[IPv4Address, float] = field(factory=dict)
     free_since: Mapping[IPv4Address, float] = field(factory=dict)
     registration_due: bool = False
     admitted: float | None = -inf
@@ -365,7 +370,8 @@ class _Planner:
         """Addresses that are being claimed right now."""
         wanted = self.see.wanted or {}
         asked = {subject.address for subject in self.see.busy if isinstance(subject, ClaimTo)}
-        return {a for a in asked if a in wanted and a not in self.live and a not in self.holders}
+        # The watch may tell of a claim that was won before the answer does.
+        return {a for a in asked if a in wanted and a not in self.live and self.holders.get(a) in (None, self.terms.id)}
 
     def _firewall(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
         """
@@ -433,7 +439,8 @@ class _Planner:
         see = self.see
         if see.draining or see.admitted is None or see.wanted is None or see.claims is None or not self.ready:
             return
-        if self._is_ahead(see.admitted + SETTLING):
+        settled = see.admitted + SETTLING
+        if self._is_ahead(settled):
             return
         if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
             return
@@ -445,10 +452,12 @@ class _Planner:
                 continue
             if address in see.foreign or ClaimTo(address) in see.busy:
                 continue
+            if self._is_ahead(see.quarantined.get(address, -inf)):
+                continue
             before = rank(address, self.terms.id, see.claims.agents)
             if carried >= fair:
                 before += others
-            turn = see.free_since.get(address, self.now) + before * STAGGER
+            turn = max(see.free_since.get(address, self.now), settled) + before * STAGGER
             if not self._is_ahead(turn) and self._may_ask_about(address):
                 carried += 1
                 yield Acquire(address)

@@ -111,6 +111,10 @@ class WayInTests(SynchronousTestCase):
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), TERMS).steps, (probe,))
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), evolve(TERMS, probe_wait=0)), plan(MARKED, TERMS))
 
+    def test_quarantined(self) -> None:
+        """An address whose claim the store has lost is not tried for while its carrier may still be there."""
+        self.assertEqual(plan(evolve(QUIET, quarantined={ADDRESS: NOW + 5}), TERMS), Plan((), NOW + 5))
+
     def test_foreign(self) -> None:
         """An address that another machine has is given back, and not tried for."""
         self.assertEqual(
@@ -436,6 +440,7 @@ def situations(draw: st.DrawFn) -> Situation:
         announced=draw(st.dictionaries(addresses, moments.map(lambda moment: Announced(1, moment)))),
         new=draw(st.frozensets(addresses)),
         foreign=draw(st.frozensets(addresses)),
+        quarantined=draw(st.dictionaries(addresses, moments)),
         free_since=draw(st.dictionaries(addresses, st.floats(NOW - 20, NOW))),
         registration_due=draw(st.booleans()),
         admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
@@ -473,6 +478,7 @@ class PropertyTests(SynchronousTestCase):
             elif isinstance(step, Acquire):
                 self.assertNotIn(step.address, live | claimed | assigned)
                 self.assertIn(step.address, see.wanted or {})
+                self.assertLessEqual(see.quarantined.get(step.address, NOW), NOW)
             elif isinstance(step, Unassign):
                 self.assertTrue(step.addresses <= assigned)
         self.assertFalse(

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kiwi.backoff import Backoff, BackoffPolicy
-from kiwi.http import HTTPError, Response, request, stream
+from kiwi.http import HTTPError, Response, hedged, request, stream
 from kiwi.logs import logger, printable
 from kiwi.model import AgentRecord, Claims
 
@@ -36,6 +36,11 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # the next one comes T/3 later, and finds nothing of it still under way. While there is another endpoint left to try, an
 # endpoint has T/4 to answer; the last one has all the time that is left. With T = 10, a store that takes 2 s for each
 # answer therefore works, and a dead endpoint costs 2.5 s, once: requests begin where the last one went well.
+#
+# Note [Asked again]
+# A reply that is lost on its way must not cost a claim the time of a heartbeat. So a request that is not answered
+# within T/10 is sent again, and once more after that; the first answer counts. What is asked here may be repeated: a
+# renewal and a delete mean the same twice, and for a create see the next note.
 #
 # Note [The create that may have worked]
 # A create that got no answer may have been carried out. Tried again (here at the next endpoint, or by the caller) it
@@ -55,6 +60,12 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # which changes are in it, so the events after it, and only these, are applied to it. It is read through the leader, so
 # that it is no older than the stream's beginning, also where a balancer hands the two requests to different members.
 #
+# Note [A store that forgets]
+# A store that comes back without its data knows of no claim, but the agents that have them still carry the addresses
+# for up to a TTL. Every change in etcd has a number, and each registration is a change, so a store that starts anew is
+# at a lower number than it was. That is told, because an absent claim then does not mean that nobody carries the
+# address.
+#
 # Note [The stream that falls silent]
 # etcd keeps 100 events for a stream that it cannot write to as fast as they happen. When there is one more, it forgets
 # that stream but leaves the connection open (watcherHub in etcd's store package; seen with 3.4 and 3.5 when 600 keys
@@ -73,6 +84,9 @@ ACTIONS = PRESENT | GONE
 
 CLAIM_TIME, BEAT_TIME, TRY_TIME = 1 / 2, 0.3, 1 / 4
 """Parts of the TTL; see Note [Time for an answer]."""
+
+ASK_AGAIN, MOST_ASKED = 1 / 10, 3
+"""See Note [Asked again]: a part of the TTL, and how often a request is sent at the most."""
 
 CLAIMS_IN_FLIGHT, RENEWALS_IN_FLIGHT, MOST_IN_FLIGHT = 16, 8, 256
 PATIENCE = 0.02
@@ -276,11 +290,13 @@ class Mirror:
     What the store knows, from one snapshot and the events after it. See Note [Snapshot and stream].
 
     @ivar prefix: of all keys, without a slash at its end.
+    @ivar latest: the number of the latest change that was heard of.
     """
 
     prefix: str
     holders: dict[IPv4Address, str] = field(factory=dict, init=False)
     agents: dict[str, AgentRecord] = field(factory=dict, init=False)
+    latest: int = field(default=0, init=False)
     _index: int | None = field(default=None, init=False)
     _early: list[Event] = field(factory=list, init=False)
     _claims: str = field(init=False)
@@ -298,6 +314,7 @@ class Mirror:
         """Begin with this, and apply the events that came before it was there. What was passed over is returned."""
         oddities = [*snapshot.oddities, *map(self._put, snapshot.nodes)]
         self._index, early = snapshot.index, self._early
+        self.latest = max(self.latest, snapshot.index)
         self._early = []
         oddities += map(self.hear, early)
         return [oddity for oddity in oddities if oddity is not None]
@@ -307,6 +324,7 @@ class Mirror:
         if self._index is None:
             self._early.append(event)
         elif event.node.index > self._index:
+            self.latest = max(self.latest, event.node.index)
             if event.gone:
                 self._forget(event.node.key)
             else:
@@ -631,14 +649,7 @@ class Etcd2ClaimStore:
             if first_sent is None:
                 first_sent = now
             try:
-                response = await request(
-                    self.http,
-                    self.clock,
-                    method,
-                    base + path,
-                    timeout=min(left, self.ttl * TRY_TIME) if others else left,
-                    limit=2**20,
-                )
+                response = await self._send(method, base + path, min(left, self.ttl * TRY_TIME) if others else left)
             except HTTPError as error:
                 said: Node | Refusal | str = str(error)
             else:
@@ -650,6 +661,17 @@ class Etcd2ClaimStore:
             self._failed(place)
             reasons.append(f"{name}: {said}")
         raise HTTPError("; ".join(reasons) or "no time was left to ask the store")
+
+    def _send(self, method: str, url: str, timeout: float) -> Deferred[Response]:
+        """See Note [Asked again]."""
+        ends = self.clock.seconds() + timeout
+
+        def send() -> Deferred[Response]:
+            return request(
+                self.http, self.clock, method, url, timeout=max(0.0, ends - self.clock.seconds()), limit=2**20
+            )
+
+        return hedged(self.clock, send, self.ttl * ASK_AGAIN, MOST_ASKED)
 
     def _in_order(self) -> Iterator[tuple[int, bool]]:
         """The endpoints (as their places), the best one first, and whether there are others after it."""
@@ -680,6 +702,7 @@ class _Watch(Service):
     _told: Claims | None = field(default=None, init=False)
     _due: IDelayedCall | None = field(default=None, init=False)
     _lost: bool = field(default=False, init=False)
+    _losses: int = field(default=0, init=False)
     _odd: set[str] = field(factory=set, init=False)
 
     log = logger("kiwi.claims")
@@ -738,9 +761,21 @@ class _Watch(Service):
                 claims=len(mirror.holders),
                 agents=len(mirror.agents),
             )
+        if self._mirror is not None and mirror.latest < self._mirror.latest:
+            # See Note [A store that forgets].
+            self._losses += 1
+            self.log.error(
+                "the claim store at {endpoint} has lost its data: it is at change {now}, and was at {before}",
+                endpoint=endpoint,
+                now=mirror.latest,
+                before=self._mirror.latest,
+            )
         self._lost, self._mirror = False, mirror
-        if self._told != Claims(mirror.holders, mirror.agents):
+        if self._told != self._known(mirror):
             self.heard()
+
+    def _known(self, mirror: Mirror) -> Claims:
+        return Claims(dict(mirror.holders), dict(mirror.agents), self._losses)
 
     def heard(self) -> None:
         """Tell how things stand, once all that came together has been heard."""
@@ -750,7 +785,7 @@ class _Watch(Service):
     def _tell(self) -> None:
         self._due = None
         if self._mirror is not None:
-            self._told = Claims(dict(self._mirror.holders), dict(self._mirror.agents))
+            self._told = self._known(self._mirror)
             try:
                 self._changed(self._told)
             except Exception:  # noqa: BLE001 one mistake there must not keep it from hearing of the next change

@@ -461,14 +461,14 @@ def make_server_claim_store_tests(make: Callable[[TestCase], ServerStage]) -> ty
             self.assertEqual(listener.heard, [Claims({ONE: "a"}), Claims({ONE: "a", TWO: "a"})])
 
         async def test_lost_data(self) -> None:
-            """A server that lost its data, and counts its changes from the beginning, is believed."""
+            """A server that lost its data, and counts its changes from the beginning, is believed; the loss is told."""
             await granted(self.stage, self.a, ONE, TWO)
             listener = await self.watched(self.b)
             self.stage.crash()
             self.stage.start(wipe=True)
-            await self.hears(listener, Claims())
+            await self.hears(listener, Claims(losses=1))
             await granted(self.stage, self.b, ONE)
-            await self.hears(listener, Claims({ONE: "b"}))
+            await self.hears(listener, Claims({ONE: "b"}, losses=1))
             self.assertEqual(await self.world.of(self.a.renew({ONE, TWO})), {ONE: Lost(), TWO: Lost()})
 
         async def test_server_gone(self) -> None:

@@ -39,6 +39,7 @@ from kiwi.network.addresses import (
     interface_exists,
     knows_protocol,
     label_for,
+    preferred_lifetime,
 )
 from kiwi.network.interface import Assigned, Unassigned
 from kiwi.network.memory import MemoryAddresses
@@ -208,7 +209,8 @@ class OurAddressesTests(SynchronousTestCase):
             valid, preferred = attributes.pop("valid"), attributes.pop("preferred")
             self.assertEqual(self.host.addresses().keys(), {f"{FIRST}/32"})
             self.assertEqual(attributes, {"label": "em1:kube", "proto": PROTOCOL, "scope": 0})
-            self.assertTrue(seconds - 5 < preferred == valid <= seconds)
+            self.assertTrue(seconds - 5 < valid <= seconds)
+            self.assertEqual(preferred - valid, preferred_lifetime(seconds) - seconds)
 
     def test_not_ours(self) -> None:
         """One that lacks a part of the tag is somebody else's: it is told as such, not replaced, and not removed."""
@@ -368,13 +370,23 @@ class MessageTests(SynchronousTestCase):
                 "IFA_ADDRESS": str(local),
                 "IFA_LABEL": label,
                 "IFA_PROTO": PROTOCOL,
-                "IFA_CACHEINFO": {"ifa_preferred": seconds, "ifa_valid": seconds, "cstamp": 0, "tstamp": 0},
+                "IFA_CACHEINFO": {
+                    "ifa_preferred": preferred_lifetime(seconds),
+                    "ifa_valid": seconds,
+                    "cstamp": 0,
+                    "tstamp": 0,
+                },
             },
         )
         lifetime = None if seconds == FOREVER else seconds
         self.assertEqual(
             decode_address(data[HEADER:]), Configured(index, local.packed, 32, label.encode(), PROTOCOL, lifetime)
         )
+
+    def test_preferred_lifetime(self) -> None:
+        """It ends before the valid one, and leaves the kernel time for one look that is late; for ever stays."""
+        lifetimes = (1, 2, 3, 9, 16, 17, 60, FOREVER)
+        self.assertEqual([preferred_lifetime(seconds) for seconds in lifetimes], [1, 2, 1, 7, 14, 13, 51, FOREVER])
 
     def test_deleted(self) -> None:
         """A message that deletes an address names its label."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address
@@ -10,6 +11,7 @@ from time import monotonic, sleep
 
 from attrs import define, field
 from pyroute2 import IPRoute
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.network.arp import arp_announcement, arp_probe
@@ -24,6 +26,9 @@ from .wires import Wire
 SECOND = FIRST + 1
 OURS = bytes.fromhex("020000000007")
 THEIRS = bytes.fromhex("020000000008")
+SOCKETS = ("sk", "RefCnt", "Type", "Proto", "Iface", "R", "Rmem", "User", "Inode")
+"""The columns of C{/proc/net/packet}."""
+
 THOUSAND = frozenset(IPv4Address("192.168.4.0") + number for number in range(1000))
 
 
@@ -162,6 +167,52 @@ class ArpNeighboursTests(make_neighbours_tests(make_link_fixture)):  # type: ign
         self.neighbours.probe({FIRST}, ENOUGH)
         self.host.wire.send(*arp_announcement(THEIRS, FIRST))
         self.assertEqual(self.neighbours.probe({FIRST}, ENOUGH), {})
+
+    def test_between(self) -> None:
+        """Between questions the kernel keeps nothing of what is said."""
+        self.neighbours.probe({FIRST}, ENOUGH)
+        self.host.wire.send(*arp_announcement(THEIRS, FIRST))
+        with open("/proc/thread-self/net/packet") as table:
+            sockets = [dict(zip(SOCKETS, line.split(), strict=False)) for line in table.readlines()[1:]]
+        self.assertEqual([each["Rmem"] for each in sockets], ["0"])
+
+    def test_late(self) -> None:
+        """An answer that came in time counts, even if this process only comes to read it when the wait is over."""
+        clock = Clock()
+        asked: list[bytes] = []
+
+        def read_clock() -> float:
+            """Once the host has asked, it is answered at once and is then stopped for long, time and again."""
+            if not asked:
+                with contextlib.suppress(TimeoutError):
+                    asked.append(self.host.wire.frame(0.001))
+                    self.host.wire.send(arp_announcement(THEIRS, FIRST)[1])
+            clock.advance(100 * len(asked))
+            return clock.seconds()
+
+        neighbours = ArpNeighbours("em1", read_clock)
+        self.addCleanup(neighbours.close)
+        self.assertEqual(neighbours.probe({FIRST}, 1), {FIRST: THEIRS})
+
+    def test_left_over(self) -> None:
+        """What a question that failed left unread is no answer to the next one."""
+
+        def say_it_and_break() -> None:
+            self.host.wire.send(*arp_announcement(THEIRS, FIRST))
+            self.host.break_link()
+
+        acts = iter([say_it_and_break])
+
+        def monotonic_with_events() -> float:
+            for act in acts:
+                act()
+            return monotonic()
+
+        neighbours = ArpNeighbours("em1", monotonic_with_events)
+        self.addCleanup(neighbours.close)
+        self.assertRaises(NetworkError, neighbours.probe, {FIRST}, PATIENCE)
+        self.host.mend_link()
+        self.assertEqual(neighbours.probe({FIRST}, ENOUGH), {})
 
     def test_ourselves(self) -> None:
         """An address that is on the interface itself is nobody else's."""
