@@ -125,7 +125,8 @@ class Converger(TwistedService):
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[IPv4Address, Announced] = field(factory=dict, init=False)
-    _quarantined: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _wary_until: float = field(default=-inf, init=False)
+    _own: frozenset[IPv4Address] = field(default=frozenset(), init=False)
     _clear: set[IPv4Address] = field(factory=set, init=False)
     _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
     _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
@@ -133,6 +134,7 @@ class Converger(TwistedService):
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
     _admitted: float | None = field(default=None, init=False)
+    _newest_agent: float = field(default=-inf, init=False)
     _is_refused: bool = field(default=False, init=False)
     _twin_until: float | None = field(default=None, init=False)
     _unmarked: bool = field(default=False, init=False)
@@ -163,11 +165,13 @@ class Converger(TwistedService):
             for address, heard in self._heard.items()
             if claims.holders.get(address) == before.get(address) != heard.holder
         }
-        if self._claims is not None and claims.losses != self._claims.losses:
-            # Whoever carried these may do so until a TTL after the loss; what is held here may be claimed at once.
-            until = self.clock.seconds() + self.terms.ttl
-            carried = before.keys() - claims.holders.keys() - self._holds.keys()
-            self._quarantined.update(dict.fromkeys(carried, until))
+        if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
+            self._newest_agent = self.clock.seconds()
+        lost = claims.lost and not (self._claims and self._claims.lost)
+        if lost or claims.losses != (self._claims.losses if self._claims else 0):
+            # Whoever carried an address may do so until a TTL after the loss. What is held here may be claimed at once.
+            self._own = frozenset(self._holds) | (self._own if self.clock.seconds() < self._wary_until else frozenset())
+            self._wary_until = self.clock.seconds() + self.terms.ttl
         self._claims = claims
         self._wake()
 
@@ -280,7 +284,6 @@ class Converger(TwistedService):
             holders = self._claims.holders
             free = {a for a in wanted if not (a in self._holds or heard.get(a, holders.get(a)))}
             self._free_since = {a: self._free_since.get(a, now) for a in free}
-            self._quarantined = {a: until for a, until in self._quarantined.items() if now < until}
             # What another agent carries is known not to be a stranger's: a takeover asks nobody.
             self._clear = {a for a in wanted if a in self._clear or holders.get(a, self.terms.id) != self.terms.id}
             self._foreign = {
@@ -306,10 +309,12 @@ class Converger(TwistedService):
             announced=self._announced,
             new=wanted.keys() - self._clear - self._foreign.keys() if wanted else frozenset(),
             foreign=self._foreign.keys(),
-            quarantined=self._quarantined,
+            wary_until=self._wary_until,
+            own=self._own,
             free_since=self._free_since,
             registration_due=self._registration_due,
             admitted=self._admitted,
+            newest_agent=self._newest_agent,
             busy=self._busy,
             failures=self._failures,
             rests=self._rests,

@@ -124,11 +124,13 @@ class Claims:
     @ivar holders: the id of the agent that claims each address.
     @ivar agents: the agents that are alive, by id.
     @ivar losses: how often the store was found to have lost what it knew, as far as the one who tells has seen.
+    @ivar lost: some agent has found so within the last TTL.
     """
 
     holders: Mapping[IPv4Address, str] = field(factory=dict)
     agents: Mapping[str, AgentRecord] = field(factory=dict)
     losses: int = 0
+    lost: bool = False
 
 
 @frozen

@@ -84,8 +84,11 @@ WRITTEN_TOGETHER = 1000
 STAGGER = 0.05
 """Seconds by which each agent in the ranking for an address lets the one before it go first."""
 
-SETTLING = 0.5
-"""Seconds for which an agent that starts lets the others be heard of, so that agents that start together share."""
+SETTLING, LONGEST_SETTLING = 0.5, 2.0
+"""
+Seconds for which an agent that starts lets others be heard of, so that agents that start together share: from the last
+one that was heard of for the first time, and at the most.
+"""
 
 FAIR_SHARE = 1.1
 """Times the average that an agent takes before it lets all the others go first."""
@@ -161,10 +164,12 @@ class Situation:
     @ivar announced: the last announcement of each address since it was assigned.
     @ivar new: wanted addresses of which nothing tells yet that no machine but the agents has them.
     @ivar foreign: wanted addresses that a machine has which is no agent.
-    @ivar quarantined: addresses whose claims the store has lost, and until when their carriers may still be there.
+    @ivar wary_until: until when others may still carry addresses whose claims the store has lost.
+    @ivar own: addresses that this agent held when the store lost its claims.
     @ivar free_since: when each wanted address was first seen without a claim.
     @ivar registration_due: the agent's record wants to be written (again).
     @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
+    @ivar newest_agent: when an agent was last heard of for the first time.
     @ivar busy: what steps are working on right now.
     @ivar failures: how often in a row something failed.
     @ivar rests: until when something that failed is left alone.
@@ -190,10 +195,12 @@ class Situation:
     announced: Mapping[IPv4Address, Announced] = field(factory=dict)
     new: AbstractSet[IPv4Address] = frozenset()
     foreign: AbstractSet[IPv4Address] = frozenset()
-    quarantined: Mapping[IPv4Address, float] = field(factory=dict)
+    wary_until: float = -inf
+    own: AbstractSet[IPv4Address] = frozenset()
     free_since: Mapping[IPv4Address, float] = field(factory=dict)
     registration_due: bool = False
     admitted: float | None = -inf
+    newest_agent: float = -inf
     busy: AbstractSet[Subject] = frozenset()
     failures: Mapping[Subject, int] = field(factory=dict)
     rests: Mapping[Subject, float] = field(factory=dict)
@@ -439,7 +446,7 @@ class _Planner:
         see = self.see
         if see.draining or see.admitted is None or see.wanted is None or see.claims is None or not self.ready:
             return
-        settled = see.admitted + SETTLING
+        settled = min(max(see.admitted, see.newest_agent) + SETTLING, see.admitted + LONGEST_SETTLING)
         if self._is_ahead(settled):
             return
         if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
@@ -452,7 +459,7 @@ class _Planner:
                 continue
             if address in see.foreign or ClaimTo(address) in see.busy:
                 continue
-            if self._is_ahead(see.quarantined.get(address, -inf)):
+            if address not in see.own and self._is_ahead(see.wary_until):
                 continue
             before = rank(address, self.terms.id, see.claims.agents)
             if carried >= fair:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from attrs import evolve
 from treq.client import HTTPClient
 from twisted.application.service import IService, Service
 from twisted.internet.defer import setDebugging
@@ -29,6 +30,7 @@ from .backoff import BackoffPolicy
 from .claims.etcd2 import Etcd2ClaimStore
 from .claims.interface import IClaimStore
 from .claims.memory import MemoryClaims
+from .converger import LONGEST_WAIT_FOR_STORE
 from .kubernetes.watch import ServiceWatch
 from .logs import LogLevel, logger, threshold
 from .model import AgentRecord
@@ -236,7 +238,7 @@ def _store(chosen: Settings, pooled: HTTPClient, unpooled: HTTPClient, clock: IR
         chosen.etcd_prefix,
         chosen.agent_id,
         chosen.ttl,
-        _backoff(chosen),
+        evolve(_backoff(chosen), longest=min(LONGEST_WAIT_FOR_STORE, chosen.reconnect_interval)),
     )
 
 

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, Protocol
 from kiwi.planning import (
+    LONGEST_SETTLING,
     SETTLING,
     STAGGER,
     TRIES_IN_TROUBLE,
@@ -111,9 +112,11 @@ class WayInTests(SynchronousTestCase):
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), TERMS).steps, (probe,))
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), evolve(TERMS, probe_wait=0)), plan(MARKED, TERMS))
 
-    def test_quarantined(self) -> None:
-        """An address whose claim the store has lost is not tried for while its carrier may still be there."""
-        self.assertEqual(plan(evolve(QUIET, quarantined={ADDRESS: NOW + 5}), TERMS), Plan((), NOW + 5))
+    def test_lost(self) -> None:
+        """When the store has lost its claims, only what was held is tried for while others may still carry the rest."""
+        wary = evolve(QUIET, wary_until=NOW + 5)
+        self.assertEqual(plan(wary, TERMS), Plan((), NOW + 5))
+        self.assertIn(Acquire(ADDRESS), plan(evolve(wary, own={ADDRESS}), TERMS).steps)
 
     def test_foreign(self) -> None:
         """An address that another machine has is given back, and not tried for."""
@@ -200,6 +203,9 @@ class RankingTests(SynchronousTestCase):
         """An agent that has just started lets others be heard of, before it takes what they might share."""
         started = evolve(QUIET, admitted=NOW - 0.1)
         self.assertEqual(plan(started, TERMS), Plan((), NOW - 0.1 + SETTLING))
+        heard = evolve(QUIET, admitted=NOW - 1, newest_agent=NOW - 0.2)
+        self.assertEqual(plan(heard, TERMS), Plan((), NOW - 0.2 + SETTLING))
+        self.assertIn(Acquire(ADDRESS), plan(evolve(heard, admitted=NOW - LONGEST_SETTLING), TERMS).steps)
 
     def test_fair_share(self) -> None:
         """An agent that has more than its share lets all the others go first."""
@@ -440,10 +446,12 @@ def situations(draw: st.DrawFn) -> Situation:
         announced=draw(st.dictionaries(addresses, moments.map(lambda moment: Announced(1, moment)))),
         new=draw(st.frozensets(addresses)),
         foreign=draw(st.frozensets(addresses)),
-        quarantined=draw(st.dictionaries(addresses, moments)),
+        wary_until=draw(moments | st.just(-inf)),
+        own=draw(st.frozensets(addresses)),
         free_since=draw(st.dictionaries(addresses, st.floats(NOW - 20, NOW))),
         registration_due=draw(st.booleans()),
         admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
+        newest_agent=draw(st.floats(NOW - 20, NOW)),
         busy=draw(st.frozensets(subjects)),
         failures=draw(st.dictionaries(subjects, st.integers(0, 5))),
         rests=draw(st.dictionaries(subjects, moments)),
@@ -478,7 +486,7 @@ class PropertyTests(SynchronousTestCase):
             elif isinstance(step, Acquire):
                 self.assertNotIn(step.address, live | claimed | assigned)
                 self.assertIn(step.address, see.wanted or {})
-                self.assertLessEqual(see.quarantined.get(step.address, NOW), NOW)
+                self.assertTrue(step.address in see.own or see.wary_until <= NOW)
             elif isinstance(step, Unassign):
                 self.assertTrue(step.addresses <= assigned)
         self.assertFalse(

@@ -64,7 +64,7 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # A store that comes back without its data knows of no claim, but the agents that have them still carry the addresses
 # for up to a TTL. Every change in etcd has a number, and each registration is a change, so a store that starts anew is
 # at a lower number than it was. That is told, because an absent claim then does not mean that nobody carries the
-# address.
+# address. An agent that has just been started cannot see it: for those, the ones that do report it in the store.
 #
 # Note [The stream that falls silent]
 # etcd keeps 100 events for a stream that it cannot write to as fast as they happen. When there is one more, it forgets
@@ -90,6 +90,9 @@ ASK_AGAIN, MOST_ASKED = 1 / 10, 3
 
 CLAIMS_IN_FLIGHT, RENEWALS_IN_FLIGHT, MOST_IN_FLIGHT = 16, 8, 256
 PATIENCE = 0.02
+
+LOSS = "/lost"
+"""The key, below the prefix, that reports a loss. See Note [A store that forgets]."""
 
 BURST, BURST_TIME, AFTER_BURST = 100, 1.0, 0.1
 """See Note [The stream that falls silent]. The times are in seconds."""
@@ -291,19 +294,23 @@ class Mirror:
 
     @ivar prefix: of all keys, without a slash at its end.
     @ivar latest: the number of the latest change that was heard of.
+    @ivar lost: some agent reports that the store has lost its data.
     """
 
     prefix: str
     holders: dict[IPv4Address, str] = field(factory=dict, init=False)
     agents: dict[str, AgentRecord] = field(factory=dict, init=False)
     latest: int = field(default=0, init=False)
+    lost: bool = field(default=False, init=False)
     _index: int | None = field(default=None, init=False)
     _early: list[Event] = field(factory=list, init=False)
     _claims: str = field(init=False)
     _agents: str = field(init=False)
+    _report: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._claims, self._agents = f"{self.prefix}/publicips/", f"{self.prefix}/agents/"
+        self._report = self.prefix + LOSS
 
     @property
     def complete(self) -> bool:
@@ -351,6 +358,9 @@ class Mirror:
                 return Oddity(key, "it is no record of an agent")
             self.agents[name] = record
             return None
+        if key == self._report:
+            self.lost = True
+            return None
         return Oddity(key, "it is no key of Kiwi's")
 
     def _forget(self, key: str) -> None:
@@ -367,6 +377,8 @@ class Mirror:
             address = self._address(key)
             if address is not None:
                 self.holders.pop(address, None)
+        elif key == self._report:
+            self.lost = False
         elif key.startswith(self._agents):
             self.agents.pop(key.removeprefix(self._agents), None)
 
@@ -612,6 +624,12 @@ class Etcd2ClaimStore:
     def watch(self, changed: Callable[[Claims], None]) -> IService:
         return _Watch(self, changed)
 
+    def report_loss(self) -> None:
+        """Tell all agents for a TTL that the store has lost its data. See Note [A store that forgets]."""
+        path = f"{LOSS}?ttl={self.ttl}&value={quote(self.agent_id, safe='')}"
+        telling = self._answer(self._ask("PUT", path, self._within(CLAIM_TIME), ()))
+        telling.addErrback(lambda failure: failure.trap(CancelledError))
+
     def _within(self, part: float) -> float:
         return self.clock.seconds() + self.ttl * part
 
@@ -770,12 +788,13 @@ class _Watch(Service):
                 now=mirror.latest,
                 before=self._mirror.latest,
             )
+            self.store.report_loss()
         self._lost, self._mirror = False, mirror
         if self._told != self._known(mirror):
             self.heard()
 
     def _known(self, mirror: Mirror) -> Claims:
-        return Claims(dict(mirror.holders), dict(mirror.agents), self._losses)
+        return Claims(dict(mirror.holders), dict(mirror.agents), self._losses, mirror.lost)
 
     def heard(self) -> None:
         """Tell how things stand, once all that came together has been heard."""

@@ -466,9 +466,11 @@ def make_server_claim_store_tests(make: Callable[[TestCase], ServerStage]) -> ty
             listener = await self.watched(self.b)
             self.stage.crash()
             self.stage.start(wipe=True)
-            await self.hears(listener, Claims(losses=1))
+            await self.hears(listener, Claims(losses=1, lost=True))
+            late = await self.watched(self.a)
+            await self.hears(late, Claims(lost=True))
             await granted(self.stage, self.b, ONE)
-            await self.hears(listener, Claims({ONE: "b"}, losses=1))
+            await self.hears(listener, Claims({ONE: "b"}, losses=1, lost=True))
             self.assertEqual(await self.world.of(self.a.renew({ONE, TWO})), {ONE: Lost(), TWO: Lost()})
 
         async def test_server_gone(self) -> None:
