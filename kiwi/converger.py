@@ -66,9 +66,6 @@ REST_OF_TAKEN = 0.1
 TWIN_PATIENCE = 1.0
 """Seconds more than a TTL for which the record of another agent with this agent's id must last to be of one alive."""
 
-REST_OF_FOREIGN = 30.0
-"""Seconds after which it is asked again whether another machine still has an address."""
-
 DEFENCE_INTERVAL = 10.0
 """Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
 
@@ -120,6 +117,7 @@ class Converger(TwistedService):
     _host: Host | None = field(default=None, init=False)
     _host_stale: bool = field(default=False, init=False)
     _host_unsure: bool = field(default=False, init=False)
+    _assigning: frozenset[IPv4Address] = field(default=frozenset(), init=False)
     _adoptable: set[IPv4Address] = field(factory=set, init=False)
     _extended: dict[IPv4Address, float] = field(factory=dict, init=False)
     _marks: frozenset[Mark] | None = field(default=None, init=False)
@@ -302,6 +300,7 @@ class Converger(TwistedService):
             host=self._host,
             host_stale=self._host_stale,
             host_unsure=self._host_unsure,
+            assigning=self._assigning,
             adoptable=self._adoptable,
             extended=self._extended,
             marks=self._marks,
@@ -362,18 +361,25 @@ class Converger(TwistedService):
         if isinstance(step, MarkTraffic) and self._marks is not None:
             # Until it is done, only this is a fact.
             self._marks &= step.marks
+        elif isinstance(step, Assign):
+            self._assigning = frozenset(assignment.address for assignment in step.assignments)
         elif isinstance(step, Release):
             # The store may carry it out at any moment from now on, whether or not it is heard to.
             self._holds.pop(step.address, None)
             self._renewals_due.discard(step.address)
 
-        def done(result: Any) -> None:
+        def ended() -> None:
             self._busy -= subjects
+            if isinstance(step, Assign):
+                self._assigning = frozenset()
+
+        def done(result: Any) -> None:
+            ended()
             self._note(step, result)
             self._wake()
 
         def failed(failure: Failure) -> None:
-            self._busy -= subjects
+            ended()
             if not failure.check(NetworkError):
                 self.log.failure("{step} failed in a way that nobody thought of", failure, step=step)
             if ADDRESSES in subjects:
@@ -609,18 +615,18 @@ class Converger(TwistedService):
     def _note_probe(self, step: Probe, owners: Mapping[IPv4Address, bytes]) -> None:
         self._succeeded(PROBES)
         self._clear |= step.addresses - owners.keys()
-        carried = {a for a in owners if a in self._holds or self._holder(a) is not None}
+        carried = {a for a in owners if self._holder(a) not in (None, self.terms.id)}
         self._clear |= carried
         for address, mac in owners.items():
             if address in carried:
                 continue
-            self._foreign[address] = _Foreign(mac, self.clock.seconds() + REST_OF_FOREIGN)
+            self._foreign[address] = _Foreign(mac, self.clock.seconds() + self.terms.ttl)
             self.log.error(
                 "{address}: refused, for another machine, with the MAC address {mac}, has it already; asking again in "
                 "{seconds:g} s",
                 address=address,
                 mac=mac.hex(":"),
-                seconds=REST_OF_FOREIGN,
+                seconds=self.terms.ttl,
             )
 
     @_note.register

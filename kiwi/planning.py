@@ -157,6 +157,7 @@ class Situation:
     @ivar host: the host as last seen, or C{None} before that.
     @ivar host_stale: the host may have changed since.
     @ivar host_unsure: a step on the addresses failed since, and may have had half of its effect.
+    @ivar assigning: addresses that a step is putting on the interface right now.
     @ivar adoptable: addresses that an earlier life of this agent left on the interface, and that nobody decided on yet.
     @ivar extended: until when each address was last asked to stay on the interface.
     @ivar marks: what the firewall marks; C{None} where it is not as it should be.
@@ -188,6 +189,7 @@ class Situation:
     host: Host | None = None
     host_stale: bool = False
     host_unsure: bool = False
+    assigning: AbstractSet[IPv4Address] = frozenset()
     adoptable: AbstractSet[IPv4Address] = frozenset()
     extended: Mapping[IPv4Address, float] = field(factory=dict)
     marks: frozenset[Mark] | None = None
@@ -383,19 +385,21 @@ class _Planner:
     def _firewall(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
         """
         Marks do nothing where the address is not, so those of an address that is being claimed may be set meanwhile;
-        but not over and over while the store does not answer.
+        but not over and over while the store does not answer. They stay as long as the address may be there.
         """
         see = self.see
         if not self._is_available(FIREWALL):
             return
+        there = self.assigned.keys() | see.assigning
         if see.draining:
-            if not see.unmarked:
+            if not see.unmarked and not there:
                 yield Unmark()
         elif see.marks_stale:
             yield LookAtMarks()
         elif see.wanted is not None:
             marked = self.kept | self.adopting | (set() if see.store_troubled else trying)
             due = frozenset(mark for a in marked for mark in see.wanted.get(a, ()))
+            due |= frozenset(mark for mark in see.marks or () if mark.address in there - marked)
             if due != see.marks:
                 yield MarkTraffic(due)
 

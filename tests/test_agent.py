@@ -352,7 +352,7 @@ class NeighbourTests(AgentTestCase):
                 self.assertEqual(self.world.carriers(ADDRESS), [])
         self.assertIn(
             f"{ADDRESS}: refused, for another machine, with the MAC address 02:00:00:00:00:aa, has it already; "
-            "asking again in 30 s",
+            "asking again in 10 s",
             said(events),
         )
         self.assertEqual(self.holders(), {})

@@ -234,9 +234,13 @@ class WayOutTests(SynchronousTestCase):
     """Unassigned before released."""
 
     def test_unwanted(self) -> None:
-        """An address that no Service wants any more is unassigned, and its traffic unmarked; its claim is kept."""
+        """An address that no Service wants any more is unassigned; its marks and its claim are kept until then."""
         unwanted = evolve(CARRIED, wanted={})
-        self.assertEqual(plan(unwanted, TERMS).steps, (Unassign(frozenset({ADDRESS})), MarkTraffic(frozenset())))
+        self.assertEqual(plan(unwanted, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+        being_assigned = evolve(MARKED, wanted={}, busy={ADDRESSES}, assigning={ADDRESS})
+        self.assertEqual(plan(being_assigned, TERMS).steps, ())
+        unassigned = evolve(unwanted, host=Host(LINK))
+        self.assertEqual(plan(unassigned, TERMS).steps, (MarkTraffic(frozenset()), Release(ADDRESS)))
 
     def test_unassigned(self) -> None:
         """A claim is released when its address is off the interface."""
@@ -281,10 +285,10 @@ class WayOutTests(SynchronousTestCase):
     def test_draining(self) -> None:
         """An agent that goes takes everything back: first the address, and only then the claim."""
         draining = evolve(CARRIED, draining=True)
-        self.assertEqual(plan(draining, TERMS).steps, (Deregister(ME), Unassign(frozenset({ADDRESS})), Unmark()))
-        unassigned = evolve(draining, host=Host(LINK), unmarked=True, registered=False)
-        self.assertEqual(plan(unassigned, TERMS).steps, (Release(ADDRESS),))
-        self.assertEqual(plan(evolve(unassigned, holds={}, claims=Claims()), TERMS), Plan())
+        self.assertEqual(plan(draining, TERMS).steps, (Deregister(ME), Unassign(frozenset({ADDRESS}))))
+        unassigned = evolve(draining, host=Host(LINK), registered=False)
+        self.assertEqual(plan(unassigned, TERMS).steps, (Unmark(), Release(ADDRESS)))
+        self.assertEqual(plan(evolve(unassigned, unmarked=True, holds={}, claims=Claims()), TERMS), Plan())
 
 
 class KeepingTests(SynchronousTestCase):
@@ -379,12 +383,12 @@ class AdoptionTests(SynchronousTestCase):
     def test_taken_by_another(self) -> None:
         """It goes when another agent has the claim."""
         taken = evolve(self.LEFT, claims=Claims({ADDRESS: "other"}))
-        self.assertEqual(plan(taken, TERMS).steps, (Unassign(frozenset({ADDRESS})), MarkTraffic(frozenset())))
+        self.assertEqual(plan(taken, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
 
     def test_unclaimed(self) -> None:
         """It goes when nobody has the claim; then everybody may try for it."""
         steps = plan(self.LEFT, TERMS).steps
-        self.assertEqual(steps, (Unassign(frozenset({ADDRESS})), MarkTraffic(frozenset())))
+        self.assertEqual(steps, (Unassign(frozenset({ADDRESS})),))
 
     def test_permanent(self) -> None:
         """One that the kernel would keep for ever is not waited for."""
@@ -439,6 +443,7 @@ def situations(draw: st.DrawFn) -> Situation:
         host=draw(st.none() | st.dictionaries(addresses, moments).map(lambda assigned: Host(link, assigned))),
         host_stale=draw(st.booleans()),
         host_unsure=draw(st.booleans()),
+        assigning=draw(st.frozensets(addresses)),
         adoptable=draw(st.frozensets(addresses)),
         extended=draw(st.dictionaries(addresses, moments)),
         marks=draw(st.none() | some_marks),
@@ -489,6 +494,9 @@ class PropertyTests(SynchronousTestCase):
                 self.assertTrue(step.address in see.own or see.wary_until <= NOW)
             elif isinstance(step, Unassign):
                 self.assertTrue(step.addresses <= assigned)
+            elif isinstance(step, MarkTraffic):
+                unmarked = {mark.address for mark in (see.marks or frozenset()) - step.marks}
+                self.assertFalse(unmarked & (assigned | see.assigning) - set(see.wanted or ()))
         self.assertFalse(
             see.admitted is None and [step for step in made.steps if isinstance(step, Acquire | Renew | Release)]
         )
