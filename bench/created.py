@@ -1,0 +1,57 @@
+"""
+How long it takes from a new Service to an address that answers.
+
+The clock starts just before the client's request to create the Service goes out, and ends when the first answer to its
+pings comes in, as the client's kernel stamps it. It pings every 2 ms, also before.
+"""
+
+from __future__ import annotations
+
+import time
+
+from tests.lab.laboratory import service
+
+from .common import (
+    Table,
+    addresses,
+    bench_lab,
+    milliseconds,
+    note,
+    options,
+    percentile,
+    show,
+    start_agent,
+    wait_for_agents,
+)
+
+
+def measure(etcd: str, runs: int) -> list[float]:
+    """Seconds from created to answered, for each of so many Services."""
+    durations = []
+    with bench_lab(etcd) as lab:
+        for host in lab.hosts:
+            start_agent(lab, host)
+        wait_for_agents(lab, lab.hosts)
+        time.sleep(2)
+        for number, address in enumerate(addresses(runs)):
+            with lab.client.ping(address) as pinger:
+                time.sleep(0.1)
+                start = time.monotonic()
+                lab.cluster.create(service(f"web-{number}", [address]))
+                durations.append(pinger.wait_for_reply().received - start)
+    return durations
+
+
+def main() -> None:
+    chosen = options("Measures the time from a new Service to an address that answers.", 100).parse_args()
+    note(f"Creating {chosen.runs} Services, one after the other, with three agents.")
+    durations = measure(chosen.etcd, chosen.runs)
+    row = [str(chosen.runs), *(milliseconds(percentile(durations, percent)) for percent in (50, 90, 99, 100))]
+    show(
+        Table("From Service created to first ping answered", ["Services", "p50", "p90", "p99", "worst"], [row]),
+        chosen.rst,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""From a Service in Kubernetes to an address that answers: whole agents on three hosts, with a real etcd."""
+
+from __future__ import annotations
+
+import re
+import time
+from ipaddress import IPv4Address
+
+from tests.lab.laboratory import service
+
+from .support import ADDRESS, CHAIN, DEBIAN_ETCD, JUMP, OTHER, OUTSIDE, AgentTestCase, rule
+
+
+class ExampleTests(AgentTestCase):
+    """
+    The Service C{web} of the documentation: port 8080, public addresses 192.168.1.41 and 172.16.1.41, and agents that
+    may take addresses of 192.168.1.0/24.
+    """
+
+    def test_address_answers(self) -> None:
+        """
+        One agent claims the address in etcd; its host has the address and the rule, says so by ARP and answers the
+        client; the other hosts have none of that. The address that is out of range is ignored, and each log says so in
+        one line.
+        """
+        agents = self.start_agents("--kube-api", "v1beta1")
+        self.serve()
+        start = time.monotonic()
+        self.lab.cluster.create(service("web", [ADDRESS, OUTSIDE]))
+        carrier = self.lab.wait_for_carrier(ADDRESS)
+
+        node = self.lab.cluster.nodes()[f"/kiwi/publicips/{ADDRESS}"]
+        self.assertEqual(node["value"], carrier.name)
+        self.assertIn(node["ttl"], range(5, 11))
+        shown = carrier.run("ip", "addr", "show", "em1")
+        self.assertRegex(shown, r"\n    inet 192\.168\.1\.41/32 scope global (dynamic )?(proto \S+ )?em1:kube\n")
+        (lifetime,) = re.findall(r"em1:kube\n\s+valid_lft (\d+)sec", shown)
+        self.assertIn(int(lifetime), range(1, 10))
+        self.assertEqual(sorted(carrier.marks()), sorted([CHAIN, JUMP, rule()]))
+        self.lab.wait_until(lambda: self.lab.ears.announced(ADDRESS, start), "gratuitous ARP")
+        (mac,) = {heard.mac for heard in self.lab.ears.announced(ADDRESS, start)}
+        self.assertIn(mac, carrier.run("ip", "link", "show", "em1"))
+        self.assertEqual(self.lab.client.who_answers(ADDRESS), carrier.name)
+        for host in self.lab.hosts:
+            if host is not carrier:
+                self.assertEqual((host.labels(), [line for line in host.marks() if "--dport" in line]), ([], []))
+            self.wait_for_line(agents[host.name], str(OUTSIDE))
+        self.assertEqual([len(self.lines(agent, str(OUTSIDE))) for agent in agents.values()], [1, 1, 1])
+        self.assertNotIn(OUTSIDE, self.lab.cluster.claims())
+
+    def test_lifetime_is_extended(self) -> None:
+        """The address stays longer than its kernel lifetime, and the claim longer than its TTL, without a pause."""
+        self.start_agents("--ttl", "3", "--kube-api", "v1beta1")
+        self.lab.cluster.create(service("web", [ADDRESS]))
+        self.lab.wait_for_carrier(ADDRESS)
+        with self.lab.client.ping(ADDRESS) as pinger:
+            pinger.wait_for_reply()
+            time.sleep(7)
+            self.assertEqual(pinger.lost(), 0)
+        (carriage,) = self.lab.ears.carriages(ADDRESS)
+        self.assertIsNone(carriage.until)
+        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: carriage.host})
+
+
+class DebianEtcdExampleTests(ExampleTests):
+    """The same with Debian's etcd."""
+
+    etcd = DEBIAN_ETCD
+
+
+class ChangeTests(AgentTestCase):
+    """What changes in Kubernetes changes on the hosts."""
+
+    api = "v1"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agents = self.start_agents("--kube-api", self.api)
+        self.lab.cluster.create(service("web", [ADDRESS], created="2020-01-01T00:00:00Z"))
+        self.carrier = self.lab.wait_for_carrier(ADDRESS)
+
+    def test_deleted(self) -> None:
+        """Deleting the Service takes everything away."""
+        self.lab.cluster.delete("web")
+        self.wait_for_nobody(ADDRESS)
+        self.wait_for_no_rule(self.carrier)
+
+    def test_address_dropped(self) -> None:
+        """An address that the Service gives up goes; the one that it keeps stays with its carrier."""
+        self.lab.cluster.replace(service("web", [ADDRESS, OTHER]))
+        self.lab.wait_for_carrier(OTHER)
+        self.lab.cluster.replace(service("web", [ADDRESS]))
+        self.wait_for_nobody(OTHER)
+        self.assertEqual(len(self.lab.ears.carriages(ADDRESS)), 1)
+        self.assertEqual(self.lab.carriers(ADDRESS), [self.carrier])
+
+    def test_ports_changed(self) -> None:
+        """Rules follow the ports, with every protocol, while the address stays."""
+        self.lab.cluster.replace(service("web", [ADDRESS], [(80, "TCP"), (53, "UDP"), (9, "SCTP")]))
+        self.wait_for_marks(self.carrier, rule(80), rule(53, "udp"), rule(9, "sctp"))
+        self.assertEqual(len(self.lab.ears.carriages(ADDRESS)), 1)
+        self.assertEqual(self.lab.carriers(ADDRESS), [self.carrier])
+
+    def test_shared_address(self) -> None:
+        """Two Services share an address on different ports; it goes when the last one goes."""
+        self.lab.cluster.create(service("dns", [ADDRESS], [(53, "UDP")], namespace="infra"))
+        self.wait_for_marks(self.carrier, rule(), rule(53, "udp", '"infra/dns"'))
+        self.lab.cluster.delete("web")
+        self.wait_for_marks(self.carrier, rule(53, "udp", '"infra/dns"'))
+        self.assertEqual(self.lab.carriers(ADDRESS), [self.carrier])
+        self.lab.cluster.delete("dns", "infra")
+        self.wait_for_nobody(ADDRESS)
+
+    def test_same_port_twice(self) -> None:
+        """The older Service has the port, and the log names both; when it goes, the younger one has it."""
+        self.lab.cluster.create(service("impostor", [ADDRESS], created="2021-01-01T00:00:00Z"))
+        self.wait_for_line(self.agents[self.carrier.name], "impostor", "web", str(ADDRESS), "8080")
+        self.wait_for_marks(self.carrier, rule())
+        self.lab.cluster.delete("web")
+        self.wait_for_marks(self.carrier, rule(comment="impostor"))
+        self.assertEqual(self.lab.carriers(ADDRESS), [self.carrier])
+
+    def test_older_service_comes_later(self) -> None:
+        """Age decides, and not who came first."""
+        self.lab.cluster.create(service("veteran", [ADDRESS], created="2001-01-01T00:00:00Z"))
+        self.wait_for_marks(self.carrier, rule(comment="veteran"))
+
+    def test_server_restarts(self) -> None:
+        """While the API server is away everything stays; what changed meanwhile counts when it is back."""
+        assert self.lab.cluster.api is not None
+        self.lab.cluster.api.kill()
+        time.sleep(1)
+        self.assertEqual(self.lab.carriers(ADDRESS), [self.carrier])
+        self.lab.cluster.start_api()
+        self.lab.cluster.create(service("other", [OTHER]))
+        self.lab.wait_for_carrier(OTHER)
+        self.wait_for_nobody(ADDRESS)
+
+
+class OldestApiTests(ChangeTests):
+    """The same as Kubernetes C{v1beta1} tells it."""
+
+    api = "v1beta1"
+
+
+class OtherApisTests(AgentTestCase):
+    """Every version of the API leads to the same."""
+
+    def test_v1beta3(self) -> None:
+        """A server and agents that speak C{v1beta3}."""
+        self._carries("v1beta3")
+
+    def test_newest_that_is_offered(self) -> None:
+        """Without the option, the agent finds out."""
+        self._carries("auto")
+
+    def test_load_balancer(self) -> None:
+        """An address in the status of a Service of type LoadBalancer is carried."""
+        self.start_agents()
+        definition = service("web", [])
+        definition["spec"]["type"] = "LoadBalancer"
+        definition["status"] = {"loadBalancer": {"ingress": [{"ip": str(ADDRESS)}]}}
+        self.lab.cluster.create(definition)
+        carrier = self.lab.wait_for_carrier(ADDRESS)
+        self.wait_for_marks(carrier, rule())
+
+    def _carries(self, api: str) -> None:
+        self.start_agents("--kube-api", api)
+        self.lab.cluster.create(service("web", [ADDRESS]))
+        carrier = self.lab.wait_for_carrier(ADDRESS)
+        self.wait_for_marks(carrier, rule())
+
+
+class SpreadTests(AgentTestCase):
+    """Many addresses."""
+
+    def test_every_address_has_one_carrier(self) -> None:
+        """Each address is on one host, which claims it; every host has some; and each answers the client."""
+        for agent in self.start_agents().values():
+            self.wait_for_line(agent, "following Services")
+        addresses = [IPv4Address("192.168.1.130") + number for number in range(60)]
+        for number, address in enumerate(addresses):
+            self.lab.cluster.create(service(f"web-{number}", [address]))
+        self.lab.wait_until(
+            lambda: sorted(a for host in self.lab.hosts for a in host.carried()) == addresses, "all addresses", 30
+        )
+        on_hosts = {address: host.name for host in self.lab.hosts for address in host.carried()}
+        self.assertEqual(self.lab.cluster.claims(), on_hosts)
+        self.assertEqual(set(on_hosts.values()), {host.name for host in self.lab.hosts})
+        for host in self.lab.hosts:
+            rules = [line for line in host.marks() if "--dport" in line]
+            self.assertEqual(len(rules), len(host.carried()))
+
+
+class HostRepairTests(AgentTestCase):
+    """What somebody else does to the host is mended."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agents = self.start_agents()
+        self.lab.cluster.create(service("web", [ADDRESS]))
+        self.carrier = self.lab.wait_for_carrier(ADDRESS)
+
+    def test_address_deleted_by_hand(self) -> None:
+        """It is put back on the same host."""
+        self.carrier.run("ip", "addr", "del", f"{ADDRESS}/32", "dev", "em1")
+        self.lab.wait_until(lambda: self.carrier.carried() == {ADDRESS}, "the address to be back")
+        self.assertEqual({carriage.host for carriage in self.lab.ears.carriages(ADDRESS)}, {self.carrier.name})
+
+    def test_chain_flushed_by_hand(self) -> None:
+        """The rule is put back."""
+        self.wait_for_marks(self.carrier, rule())
+        self.carrier.run("iptables", "-t", "mangle", "-F", "KUBE-PUBLIC")
+        self.wait_for_marks(self.carrier, rule())
+
+    def test_jump_deleted_by_hand(self) -> None:
+        """The way into the chain is put back, once."""
+        self.wait_for_marks(self.carrier, rule())
+        self.carrier.run("iptables", "-t", "mangle", "-F", "PREROUTING")
+        self.wait_for_marks(self.carrier, rule())
+
+    def test_addresses_of_others_stay(self) -> None:
+        """An address and a rule that somebody else configured are as they were when the agent has gone."""
+        self.carrier.run("ip", "addr", "add", "192.168.1.77/32", "dev", "em1", "label", "em1:mine")
+        self.carrier.run("iptables", "-t", "mangle", "-A", "PREROUTING", "-p", "udp", "-j", "MARK", "--set-mark", "7")
+        before = self.carrier.run("ip", "-o", "-4", "addr", "show", "label", "em1:mine")
+        self.agents[self.carrier.name].terminate()
+        self.assertEqual(self.carrier.run("ip", "-o", "-4", "addr", "show", "label", "em1:mine"), before)
+        self.assertEqual(
+            (self.carrier.labels(), self.carrier.marks()),
+            ([], ["-A PREROUTING -p udp -j MARK --set-xmark 0x7/0xffffffff"]),
+        )

@@ -1,0 +1,571 @@
+"""The lab: a LAN with a switch, hosts, a client, and a cluster's etcd and Kubernetes API server."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPConnection
+from ipaddress import IPv4Address
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from attrs import define, field, frozen
+
+from .listening import Ears
+from .namespaces import LabError, Namespace, ip_batch, owned_name, sweep
+from .pinging import Pinger
+from .processes import Process, on_host
+from .waiting import wait_until
+
+T = TypeVar("T")
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+INTERFACE = "em1"
+ROUTER = IPv4Address("192.168.1.1")
+CLUSTER = IPv4Address("192.168.1.10")
+CLIENT = IPv4Address("192.168.1.100")
+ETCD_PORT = 2379
+API_PORT = 8080
+WEB_PORT = 8080
+
+KIWI_OF_CHECKOUT = (sys.executable, "-c", "import sys; from kiwi.tap import main; sys.exit(main())")
+"""What the console script runs, from the checkout's own code."""
+
+_serials = count(1)
+
+
+@frozen
+class Label:
+    """
+    An address with a label on a host's interface, as C{ip} tells it.
+
+    @ivar lifetime: whole seconds that are left of it.
+    """
+
+    address: IPv4Address
+    prefix: int
+    label: str
+    lifetime: int
+
+
+@frozen
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class _NameHandler(http.server.BaseHTTPRequestHandler):
+    server: WebServer
+
+    def do_GET(self) -> None:
+        body = f"hello from {self.server.hostname}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class WebServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """Stands for kube-proxy and the pods behind it: answers with the name of the host that it runs on."""
+
+    daemon_threads = True
+
+    def __init__(self, namespace: Namespace, hostname: str) -> None:
+        self.hostname = hostname
+        with namespace.entered():
+            super().__init__(("0.0.0.0", WEB_PORT), _NameHandler)
+        threading.Thread(target=self.serve_forever, args=(0.02,), name=f"web-{hostname}", daemon=True).start()
+
+    def server_bind(self) -> None:
+        # The library's version looks the host's name up, which may take long.
+        socketserver.TCPServer.server_bind(self)
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+@define(eq=False)
+class Host:
+    """
+    A host on the LAN.
+
+    @ivar name: its host name, and the name of its port on the switch.
+    @ivar address: where it is reached, in 192.168.1.0/24 on C{em1}.
+    @ivar number: what the switch's namespace calls its namespace.
+    """
+
+    name: str
+    address: IPv4Address
+    namespace: Namespace
+    number: int
+    _lab: Lab = field(repr=False)
+    _web: WebServer | None = field(default=None, repr=False, init=False)
+
+    def run(self, *argv: str, check: bool = True, input: str | None = None) -> str:
+        """Run a command on the host and return what it printed on both its outputs."""
+        answer = subprocess.run(
+            ["ip", "netns", "exec", self.namespace.name, *argv],
+            input=input,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if check and answer.returncode != 0:
+            raise LabError(f"{' '.join(argv)} on {self.name}: exit status {answer.returncode}: {answer.stdout}")
+        return answer.stdout
+
+    def start(
+        self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None, working: Path = CHECKOUT
+    ) -> Process:
+        """Start a process on the host. The lab ends it at last."""
+        return self._lab.start(self, name, argv, environment or {}, working)
+
+    def _shown(self) -> list[dict[str, Any]]:
+        (link,) = json.loads(self.run("ip", "-json", "-4", "addr", "show", "dev", INTERFACE)) or [{"addr_info": []}]
+        return list(link["addr_info"])
+
+    def addresses(self) -> set[IPv4Address]:
+        """All IPv4 addresses that are on C{em1} now, whoever put them there."""
+        return {IPv4Address(info["local"]) for info in self._shown()}
+
+    def labels(self) -> list[Label]:
+        """The addresses with a C{:kube} label on C{em1}."""
+        return [
+            Label(IPv4Address(info["local"]), info["prefixlen"], info["label"], info["valid_life_time"])
+            for info in self._shown()
+            if info.get("label", "").endswith(":kube")
+        ]
+
+    def carried(self) -> set[IPv4Address]:
+        """The public addresses that are on C{em1} now."""
+        return {label.address for label in self.labels()}
+
+    def marks(self) -> list[str]:
+        """Everything in table C{mangle} that is not a built-in chain's policy, as C{iptables-save} prints it."""
+        return [
+            line
+            for line in self.run("iptables-save", "-t", "mangle").splitlines()
+            if line.startswith(("-A", ":")) and not line.endswith("ACCEPT [0:0]") and " ACCEPT [" not in line
+        ]
+
+    def cut(self) -> None:
+        """Pull the cable out at the switch."""
+        self._lab.switch.ip([f"link set {self.name} down"])
+
+    def plug(self) -> None:
+        """Put the cable back in."""
+        self._lab.switch.ip([f"link set {self.name} up"])
+
+    def serve(self) -> None:
+        """Run the small web server on the host."""
+        if self._web is None:
+            self._web = WebServer(self.namespace, self.name)
+
+    def connect(self, address: IPv4Address, port: int, limit: float = 5.0) -> socket.socket:
+        """
+        A TCP connection from the host.
+
+        @raise OSError: where it cannot be made.
+        """
+        with self.namespace.entered():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(limit)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.connect((str(address), port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def request(
+        self, method: str, address: IPv4Address, port: int, path: str, body: Any = None, limit: float = 5.0
+    ) -> Answer:
+        """
+        One HTTP request from the host; a body is sent as JSON.
+
+        @raise OSError: where no answer comes.
+        """
+        connection = HTTPConnection(str(address), port, timeout=limit)
+        connection.sock = self.connect(address, port, limit)
+        with contextlib.closing(connection):
+            headers = {"Connection": "close"}
+            if body is not None:
+                headers["Content-Type"] = "application/json"
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            return Answer(response.status, response.read())
+
+    def who_answers(self, address: IPv4Address) -> str:
+        """The name of the host that answers a request of this one to the web server at an address; empty if none."""
+        try:
+            answer = self.request("GET", address, WEB_PORT, "/", limit=1.0)
+        except OSError:
+            return ""
+        return answer.body.decode().removeprefix("hello from ").strip()
+
+    def ping(self, address: IPv4Address, interval: float = 0.002) -> Pinger:
+        """Something that sends echo requests from this host, once it is started."""
+        return self._lab.keep_pinger(Pinger(self.namespace, address, interval))
+
+    def close(self) -> None:
+        """Take the host away, with all that runs on it."""
+        if self._web is not None:
+            self._web.close()
+            self._web = None
+        # The kernel takes its time to clean a namespace up; the cable is gone at once.
+        with contextlib.suppress(LabError):
+            self._lab.switch.ip([f"link delete {self.name}"])
+        self.namespace.destroy()
+
+
+def _service_path(namespace: str, name: str = "") -> str:
+    path = f"/api/v1/namespaces/{namespace}/services"
+    return f"{path}/{name}" if name else path
+
+
+def service(
+    name: str,
+    addresses: Sequence[IPv4Address | str],
+    ports: Sequence[tuple[int, str]] = ((8080, "TCP"),),
+    namespace: str = "default",
+    created: str | None = None,
+) -> dict[str, Any]:
+    """A Service with C{spec.externalIPs}, as JSON of Kubernetes C{v1}."""
+    metadata = {"name": name, "namespace": namespace}
+    if created is not None:
+        metadata["creationTimestamp"] = created
+    return {
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": metadata,
+        "spec": {
+            "ports": [
+                {"name": f"p{port}-{protocol.lower()}", "port": port, "protocol": protocol} for port, protocol in ports
+            ],
+            "selector": {"name": name},
+            "externalIPs": [str(address) for address in addresses],
+        },
+    }
+
+
+@define(eq=False)
+class Cluster:
+    """
+    The host with etcd and the Kubernetes API server, and what can be asked of them from the client.
+
+    @ivar etcd: the process of etcd, once it is started.
+    @ivar api: the process of the API server, once it is started.
+    """
+
+    host: Host
+    _lab: Lab = field(repr=False)
+    etcd: Process | None = field(default=None, init=False)
+    api: Process | None = field(default=None, init=False)
+
+    def start_etcd(self, binary: str, port: int = ETCD_PORT, name: str = "etcd") -> Process:
+        """Start an etcd with an empty store that speaks its v2 API, and wait until it does."""
+        data = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._lab.directory))
+        client, peer = f"http://{CLUSTER}:{port}", f"http://127.0.0.1:{port + 1}"
+        process = self.host.start(
+            name,
+            [
+                *(binary, "--enable-v2", "--data-dir", str(data), "--log-level", "warn"),
+                *("--listen-client-urls", f"http://0.0.0.0:{port}", "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                *("--initial-cluster", f"default={peer}"),
+            ],
+        )
+        self._lab.wait_until(lambda: self._answers(port, "/v2/keys/"), f"{binary} to answer", 30)
+        if port == ETCD_PORT:
+            self.etcd = process
+        return process
+
+    def start_api(self, *options: str) -> Process:
+        """Start the Kubernetes API server of the tests, and wait until it answers."""
+        self.api = self.host.start(
+            "kubernetes",
+            [sys.executable, "-m", "tests.fakes.kubernetes", "--listen", f"0.0.0.0:{API_PORT}", *options],
+        )
+        self._lab.wait_until(lambda: self._answers(API_PORT, "/api"), "the API server to answer", 30)
+        return self.api
+
+    def _answers(self, port: int, path: str) -> bool:
+        try:
+            return self._lab.client.request("GET", CLUSTER, port, path, limit=2.0).status < 500
+        except OSError:
+            return False
+
+    def _ask_api(self, method: str, path: str, body: Any = None) -> Answer:
+        answer = self._lab.client.request(method, CLUSTER, API_PORT, path, body)
+        if answer.status >= 300:
+            raise LabError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")
+        return answer
+
+    def create(self, definition: Mapping[str, Any]) -> None:
+        """Create a Service of Kubernetes C{v1}."""
+        self._ask_api("POST", _service_path(definition["metadata"]["namespace"]), definition)
+
+    def replace(self, definition: Mapping[str, Any]) -> None:
+        """Change a Service to this."""
+        metadata = definition["metadata"]
+        self._ask_api("PUT", _service_path(metadata["namespace"], metadata["name"]), definition)
+
+    def delete(self, name: str, namespace: str = "default") -> None:
+        """Delete a Service."""
+        self._ask_api("DELETE", _service_path(namespace, name))
+
+    def services(self) -> list[tuple[str, str]]:
+        """Namespace and name of every Service that there is."""
+        items = self._ask_api("GET", "/api/v1/services").json()["items"]
+        return [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items]
+
+    def nodes(self, path: str = "/kiwi", port: int = ETCD_PORT) -> dict[str, dict[str, Any]]:
+        """The nodes of etcd v2 with a value, below a path, by their keys."""
+        answer = self._lab.client.request("GET", CLUSTER, port, f"/v2/keys{path}?recursive=true")
+        found: dict[str, dict[str, Any]] = {}
+
+        def collect(node: dict[str, Any]) -> None:
+            if node.get("dir"):
+                for child in node.get("nodes", ()):
+                    collect(child)
+            else:
+                found[node["key"]] = node
+
+        if answer.status == 200:
+            collect(answer.json()["node"])
+        return found
+
+    def claims(self, prefix: str = "/kiwi") -> dict[IPv4Address, str]:
+        """Which agent claims each address, as etcd says."""
+        folder = f"{prefix}/publicips/"
+        return {
+            IPv4Address(key.removeprefix(folder)): node["value"]
+            for key, node in self.nodes(prefix).items()
+            if key.startswith(folder)
+        }
+
+    def clear(self) -> None:
+        """Delete every Service and every key."""
+        for namespace, name in self.services():
+            self.delete(name, namespace)
+        self.clear_claims()
+
+    def clear_claims(self) -> None:
+        """Delete every key of Kiwi's."""
+        self._lab.client.request("DELETE", CLUSTER, ETCD_PORT, "/v2/keys/kiwi?recursive=true")
+
+
+@define(eq=False)
+class Lab:
+    """
+    A LAN 192.168.1.0/24: a switch that is also the router, some hosts, a client and a cluster.
+
+    Everything is gone after L{close}, which also happens when the process exits in any way in which Python can still
+    act; the next lab on the machine removes what is left of one that was killed.
+
+    @ivar hosts: C{node1}, C{node2} and so on, from 192.168.1.11 on.
+    @ivar client: a host that runs nothing, at 192.168.1.100.
+    @ivar cluster: etcd and the Kubernetes API server, at 192.168.1.10.
+    @ivar directory: where outputs and data go.
+    @ivar ears: hears addresses and ARP; made anew when the hosts are.
+    """
+
+    size: int = 3
+    kiwi: Sequence[str] = KIWI_OF_CHECKOUT
+    hosts: list[Host] = field(factory=list, init=False)
+    switch: Namespace = field(init=False)
+    client: Host = field(init=False)
+    cluster: Cluster = field(init=False)
+    directory: Path = field(init=False)
+    ears: Ears = field(init=False)
+    _serial: int = field(factory=lambda: next(_serials), init=False)
+    _processes: list[Process] = field(factory=list, init=False)
+    _pingers: list[Pinger] = field(factory=list, init=False)
+    _names: count[int] = field(factory=count, init=False)
+    _numbers: count[int] = field(factory=lambda: count(1), init=False)
+    _restore: Callable[[], None] = field(default=lambda: None, init=False)
+    _opened: bool = field(default=False, init=False)
+
+    def __enter__(self) -> Lab:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> Lab:
+        """
+        Build it.
+
+        @raise LabError: where that is not possible; nothing is left then.
+        """
+        if os.geteuid() != 0:
+            raise LabError("network namespaces can be made by root only")
+        sweep()
+        self.directory = Path(tempfile.mkdtemp(prefix=owned_name(self._serial, "")))
+        self._opened = True
+        atexit.register(self.close)
+        self._catch_sigterm()
+        try:
+            self.switch = Namespace(owned_name(self._serial, "switch"))
+            ip_batch([f"netns add {self.switch.name}"])
+            self.switch.ip(["link add lan type bridge", f"addr add {ROUTER}/24 dev lan", "link set lan up"])
+            self.cluster = Cluster(self._host("cluster", CLUSTER), self)
+            self.client = self._host("client", CLIENT)
+            self._build_hosts()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """End every process and remove everything. It is no error if that was done before."""
+        if not self._opened:
+            return
+        self._opened = False
+        atexit.unregister(self.close)
+        self._stop_everything()
+        for host in [*self.hosts, *(self._attribute("client")), *(c.host for c in self._attribute("cluster"))]:
+            host.close()
+        for switch in self._attribute("switch"):
+            switch.destroy()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._restore()
+
+    def renew(self) -> None:
+        """End the processes on the hosts and make the hosts new; the client and the cluster stay as they are."""
+        staying = {id(process) for process in (self.cluster.etcd, self.cluster.api)}
+        self._stop_everything(lambda process: id(process) not in staying)
+        for host in self.hosts:
+            host.close()
+        self.hosts = []
+        self.client.run("ip", "neigh", "flush", "all")
+        self._build_hosts()
+
+    def start(
+        self, host: Host, name: str, argv: Sequence[str], environment: Mapping[str, str], working: Path
+    ) -> Process:
+        """Start a process on a host."""
+        unique = f"{name}-{next(self._names)}"
+        command = on_host(host.namespace.name, host.name, argv)
+        process = Process.start(unique, command, self.directory, environment, working)
+        self._processes.append(process)
+        return process
+
+    def agent_options(self) -> list[str]:
+        """The options that every agent of the lab needs to find its cluster."""
+        return ["-s", f"http://{CLUSTER}:{ETCD_PORT}", "-k", f"http://{CLUSTER}:{API_PORT}"]
+
+    def start_agent(self, host: Host, *options: str, environment: Mapping[str, str] | None = None) -> Process:
+        """Start C{kiwi --interface em1 -r 192.168.1.0/24} on a host, with further options."""
+        return host.start(
+            f"kiwi-{host.name}",
+            [*self.kiwi, "--interface", INTERFACE, "-r", "192.168.1.0/24", *self.agent_options(), *options],
+            environment,
+        )
+
+    def keep_pinger(self, pinger: Pinger) -> Pinger:
+        self._pingers.append(pinger)
+        return pinger
+
+    def carriers(self, address: IPv4Address) -> list[Host]:
+        """The hosts that have the address now."""
+        return [host for host in self.hosts if address in host.addresses()]
+
+    def wait_until(
+        self, condition: Callable[[], T | None], what: str, limit: float = 15.0, interval: float = 0.01
+    ) -> T:
+        """L{wait_until}, which tells what all processes printed when it was in vain."""
+        return wait_until(condition, what, limit, self.story, interval)
+
+    def wait_for_carrier(self, address: IPv4Address, limit: float = 20.0) -> Host:
+        """Wait until one host has the address; that host."""
+        (carrier,) = self.wait_until(lambda: self.carriers(address), f"somebody to carry {address}", limit)
+        return carrier
+
+    def story(self) -> str:
+        """The end of what every process printed."""
+        return "\n".join(process.story() for process in self._processes)
+
+    def _build_hosts(self) -> None:
+        for index in range(self.size):
+            self.hosts.append(self._host(f"node{index + 1}", IPv4Address("192.168.1.11") + index))
+        self.ears = Ears(self.switch, self.client.namespace, {host.number: host.name for host in self.hosts})
+        self.ears.start()
+
+    def _host(self, name: str, address: IPv4Address) -> Host:
+        namespace = Namespace(owned_name(self._serial, name))
+        # A number is not free again as soon as its namespace is gone.
+        number = next(self._numbers)
+        ip_batch([f"netns add {namespace.name}"])
+        self.switch.ip(
+            [
+                f"netns set {namespace.name} {number}",
+                f"link add {name} type veth peer name {INTERFACE} netns {namespace.name}",
+                f"link set {name} master lan up",
+            ]
+        )
+        namespace.ip(
+            [
+                "link set lo up",
+                f"addr add {address}/24 dev {INTERFACE}",
+                f"link set {INTERFACE} up",
+                f"route add default via {ROUTER}",
+            ]
+        )
+        return Host(name, address, namespace, number, self)
+
+    def _stop_everything(self, chosen: Callable[[Process], bool] = lambda _: True) -> None:
+        for pinger in self._pingers:
+            pinger.stop()
+        self._pingers = []
+        for ears in self._attribute("ears"):
+            ears.stop()
+        for process in [process for process in self._processes if chosen(process)]:
+            process.kill()
+            self._processes.remove(process)
+
+    def _attribute(self, name: str) -> list[Any]:
+        """The attribute in a list, or nothing where building never came that far."""
+        return [getattr(self, name)] if hasattr(self, name) else []
+
+    def _catch_sigterm(self) -> None:
+        """Have SIGTERM end the process the way that runs the exit handlers, where nobody cares for it yet."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return
+
+        def exit_in_order(_number: int, _frame: FrameType | None) -> None:
+            raise SystemExit(128 + signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, exit_in_order)
+
+        def restore() -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        self._restore = restore

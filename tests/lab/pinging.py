@@ -1,0 +1,188 @@
+"""Echo requests from a host, and exactly when each was answered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from itertools import pairwise
+
+from attrs import define, field, frozen
+
+from .listening import stamp, stamped
+from .namespaces import Namespace
+from .waiting import wait_until
+
+_ECHO_REQUEST = 8
+_ECHO_REPLY = 0
+_ICMP = struct.Struct("!BBHHH")
+_PAYLOAD = struct.Struct("!Q")
+_IP_HEADER = 20
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def _request(identity: int, number: int) -> bytes:
+    payload = _PAYLOAD.pack(number)
+    bare = _ICMP.pack(_ECHO_REQUEST, 0, 0, identity, number & 0xFFFF) + payload
+    return _ICMP.pack(_ECHO_REQUEST, 0, _checksum(bare), identity, number & 0xFFFF) + payload
+
+
+def _open(namespace: Namespace) -> socket.socket:
+    with namespace.entered():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    sock.setblocking(False)
+    stamped(sock)
+    return sock
+
+
+def _replies(sock: socket.socket, identity: int) -> list[tuple[float, IPv4Address, int]]:
+    """All answers to our requests that are there: when, from whom, and the request's number."""
+    answers = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            data, ancillary, _flags, sender = sock.recvmsg(2048, 64)
+            if len(data) < _IP_HEADER + _ICMP.size + _PAYLOAD.size:
+                continue
+            kind, _code, _sum, who, _low = _ICMP.unpack_from(data, _IP_HEADER)
+            if kind == _ECHO_REPLY and who == identity:
+                (number,) = _PAYLOAD.unpack_from(data, _IP_HEADER + _ICMP.size)
+                answers.append((stamp(ancillary), IPv4Address(sender[0]), number))
+    return answers
+
+
+@frozen
+class Reply:
+    """An answered echo request; times in seconds of L{time.monotonic}, as the kernel stamped the arrival."""
+
+    number: int
+    sent: float
+    received: float
+
+
+@define(eq=False)
+class Pinger:
+    """
+    Sends an echo request to one address again and again, in a thread, whether answers come or not.
+
+    @ivar interval: seconds from one request to the next.
+    @ivar replies: the answers so far, in the order of their arrival.
+    """
+
+    _namespace: Namespace
+    address: IPv4Address
+    interval: float = 0.002
+    replies: list[Reply] = field(factory=list, init=False)
+    _sent: list[float] = field(factory=list, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _stopping: threading.Event = field(factory=threading.Event, init=False)
+
+    def start(self) -> Pinger:
+        self._thread = threading.Thread(target=self._run, args=(_open(self._namespace),), name="pinger", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Send no more. Answers that are under way are not waited for."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Pinger:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_for_reply(self, since: float = 0.0, limit: float = 30.0) -> Reply:
+        """The first answer that came after a moment."""
+
+        def first() -> Reply | None:
+            # From the end: what is looked for is among the last few.
+            found = None
+            for reply in reversed(self.replies):
+                if reply.received < since:
+                    break
+                found = reply
+            return found
+
+        return wait_until(first, f"an answer from {self.address}", limit, interval=0.001)
+
+    def outage(self, since: float, until: float = float("inf")) -> float:
+        """
+        The longest time without an answer between two moments, in seconds. What is measured lies between two answers,
+        the first of which may be older than C{since}.
+        """
+        times = [reply.received for reply in list(self.replies)]
+        before = max((t for t in times if t <= since), default=None)
+        after = min((t for t in times if t >= until), default=None)
+        within = [t for t in times if since < t < until]
+        points = [t for t in (before, *within, after) if t is not None]
+        return max((later - earlier for earlier, later in pairwise(points)), default=float("inf"))
+
+    def lost(self) -> int:
+        """How many requests got no answer, but for those of the last half second, which may be under way."""
+        answered = {reply.number for reply in list(self.replies)}
+        end = time.monotonic() - 0.5
+        return sum(1 for number, sent in enumerate(list(self._sent)) if sent < end and number not in answered)
+
+    def _run(self, sock: socket.socket) -> None:
+        identity = (os.getpid() ^ id(self) >> 4) & 0xFFFF
+        target = (str(self.address), 0)
+        next_time = time.monotonic()
+        with sock:
+            while not self._stopping.is_set():
+                now = time.monotonic()
+                if now >= next_time:
+                    self._sent.append(now)
+                    # No route or an unreachable host is what is being measured: no answer.
+                    with contextlib.suppress(OSError):
+                        sock.sendto(_request(identity, len(self._sent) - 1), target)
+                    next_time = max(next_time + self.interval, now)
+                select.select([sock], [], [], max(0.0, next_time - time.monotonic()))
+                for received, sender, number in _replies(sock, identity):
+                    if sender == self.address:
+                        self.replies.append(Reply(number, self._sent[number], received))
+
+
+def first_replies(
+    namespace: Namespace, addresses: Iterable[IPv4Address], limit: float, again: float = 0.25
+) -> dict[IPv4Address, float]:
+    """
+    When each of the addresses answered first, in seconds of L{time.monotonic}; those that never did are left out.
+
+    Every address that has not answered gets another echo request each C{again} seconds. Such a request waits in the
+    sender's neighbour table and goes out as soon as somebody announces the address, so the times are exact to
+    milliseconds all the same.
+    """
+    answered: dict[IPv4Address, float] = {}
+    wanted = frozenset(addresses)
+    identity = os.getpid() & 0xFFFF
+    end = time.monotonic() + limit
+    next_time = time.monotonic()
+    number = 0
+    with _open(namespace) as sock:
+        while answered.keys() != wanted and time.monotonic() < end:
+            if time.monotonic() >= next_time:
+                next_time += again
+                for address in sorted(wanted - answered.keys()):
+                    number += 1
+                    with contextlib.suppress(OSError):
+                        sock.sendto(_request(identity, number), (str(address), 0))
+            select.select([sock], [], [], max(0.0, next_time - time.monotonic()))
+            for received, sender, _number in _replies(sock, identity):
+                if sender in wanted:
+                    answered.setdefault(sender, received)
+    return answered
