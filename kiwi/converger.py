@@ -108,7 +108,7 @@ class Converger(TwistedService):
 
     _services: Mapping[ServiceName, Service] | None = field(default=None, init=False)
     _selection: Selection | None = field(default=None, init=False)
-    _selected_for: object = field(default=None, init=False)
+    _selected_for: tuple[object, object] = field(default=(None, None), init=False)
     _refusals: frozenset[Refusal] = field(default=frozenset(), init=False)
     _claims: Claims | None = field(default=None, init=False)
     _heard: dict[IPv4Address, _Heard] = field(factory=dict, init=False)
@@ -268,8 +268,8 @@ class Converger(TwistedService):
         """Whether an agent that is going has still something to take back."""
         assigned = self._host is None or self._host_unsure or bool(self._host.assigned)
         claims = self._claims.holders if self._claims else {}
-        claimed = bool(self._holds) or any(self._holder(a) == self.terms.id for a in (*claims, *self._heard))
-        return assigned or claimed or not self._unmarked or self._registered
+        claimed = self._admitted is not None and any(self._holder(a) == self.terms.id for a in (*claims, *self._heard))
+        return assigned or bool(self._holds) or claimed or not self._unmarked or self._registered
 
     def _gather(self) -> Situation:
         now = self.clock.seconds()
@@ -326,12 +326,11 @@ class Converger(TwistedService):
         """The addresses that the Services may have; made anew only when what it rests on has changed."""
         if self._services is None or self._host is None:
             return None
-        rests_on = (id(self._services), self._host.own, self._host.subnets, self._host.gateways)
-        if self._selection is None or rests_on != self._selected_for:
-            self._selection, self._selected_for = (
-                select(self._services.values(), self._host, self.ranges),
-                rests_on,
-            )
+        host = (self._host.own, self._host.subnets, self._host.gateways)
+        services, for_host = self._selected_for
+        if self._selection is None or services is not self._services or for_host != host:
+            self._selection = select(self._services.values(), self._host, self.ranges)
+            self._selected_for = (self._services, host)
             for refusal in sorted(
                 self._selection.refusals - self._refusals, key=lambda r: (r.service, str(r.address), r.reason)
             ):

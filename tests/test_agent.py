@@ -408,6 +408,9 @@ class NameTests(AgentTestCase):
         self.world.pass_time(2)
         self.assertEqual((second.carried, len(second.refusals), first.refusals), (set(), 1, []))
         self.assertIn("another agent with the id 'node-1' runs on host node-1", second.refusals[0])
+        stopped = second.stop()
+        self.world.pass_time(0.1)
+        self.successResultOf(stopped)
         self.assertEqual(first.carried, {ADDRESS})
 
     def test_moved(self) -> None:
