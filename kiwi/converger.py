@@ -131,6 +131,7 @@ class Converger(TwistedService):
     _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
+    _leaving: bool = field(default=False, init=False)
     _admitted: float | None = field(default=None, init=False)
     _newest_agent: float = field(default=-inf, init=False)
     _is_refused: bool = field(default=False, init=False)
@@ -287,7 +288,7 @@ class Converger(TwistedService):
             self._foreign = {
                 a: foreign
                 for a, foreign in self._foreign.items()
-                if now < foreign.until and a in wanted and a not in holders
+                if now < foreign.until and a in wanted and holders.get(a, self.terms.id) == self.terms.id
             }
         return Situation(
             now=now,
@@ -320,6 +321,7 @@ class Converger(TwistedService):
             draining=self._draining,
             unmarked=self._unmarked,
             registered=self._registered,
+            leaving=self._leaving,
         )
 
     def _select(self) -> Mapping[IPv4Address, frozenset[Mark]] | None:
@@ -500,9 +502,12 @@ class Converger(TwistedService):
         self._store_answered(RECORD)
         if isinstance(result, Granted):
             self._registration_due = False
-            self._registered = True
+            self._registered, self._leaving = True, step.record.leaving
             if self._admitted is None:
                 self._admitted = self.clock.seconds()
+        elif step.record.leaving:
+            # Somebody else has the id by now, or the record is gone: there is nothing to say any more.
+            self._registered = False
         elif self._admitted is not None:
             self._refuse("another agent has taken its id while its record in the claim store had ended")
         else:

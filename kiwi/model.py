@@ -108,12 +108,14 @@ class AgentRecord:
     @ivar host: the name of the host it runs on, for people.
     @ivar place: the same for all processes on one running host, and different on any other.
     @ivar instance: tells two processes apart.
+    @ivar leaving: it is taking everything back, and tries for nothing any more.
     """
 
     id: str
     host: str
     place: str
     instance: str
+    leaving: bool = False
 
 
 @frozen

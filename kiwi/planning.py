@@ -40,14 +40,14 @@ matters only if this agent is dead at that moment, and is not provided for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from ipaddress import IPv4Address
 from itertools import islice
 from math import ceil, floor, inf
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from .model import AgentRecord, Assignment, Claims, Hold, Host, Mark
 from .steps import (
@@ -177,6 +177,7 @@ class Situation:
     @ivar draining: the agent is going, and takes everything with it.
     @ivar unmarked: no trace of ours is left in the firewall.
     @ivar registered: the agent's record may be in the store.
+    @ivar leaving: the record that is there says that the agent is leaving.
     """
 
     now: float
@@ -209,6 +210,7 @@ class Situation:
     draining: bool = False
     unmarked: bool = False
     registered: bool = False
+    leaving: bool = False
 
 
 @frozen
@@ -268,7 +270,7 @@ class _Planner:
             *self._probes(trying),
             *self._announcements(),
         )
-        return Plan((*self._record(), *provisioning, *claiming), self.look)
+        return Plan((*self._record(claiming), *provisioning, *claiming), self.look)
 
     def _is_ahead(self, moment: float) -> bool:
         """Whether a moment is still to come; if so, it is one to look at again."""
@@ -315,20 +317,27 @@ class _Planner:
     def _is_wanted_here_or_unknown(self, address: IPv4Address) -> bool:
         return not self.see.draining and (self.see.wanted is None or address in self.see.wanted)
 
-    def _record(self) -> Iterable[Step]:
+    def _record(self, claiming: Sequence[Step]) -> Iterable[Step]:
+        """
+        A leaving agent says so first, so that others do not wait for it, and keeps its id until it has taken everything
+        back: whoever has the id next would take what is left for its own.
+        """
+        see, record = self.see, self.terms.record
         if not self._is_available(RECORD):
             return
-        if self.see.draining:
-            if self.see.registered:
-                yield Deregister(self.terms.record)
-        elif self.see.registration_due and self.see.claims is not None:
-            there = self.see.claims.agents.get(self.terms.id)
-            if there is None or there == self.terms.record:
-                yield Register(self.terms.record)
-            elif there.place == self.terms.record.place:
-                yield Register(self.terms.record, there)
-            elif self.see.admitted is not None:
-                yield Register(self.terms.record)
+        leaving = evolve(record, leaving=True)
+        if see.draining and see.registered:
+            asked = any(isinstance(subject, ClaimTo) for subject in see.busy)
+            if not (claiming or asked or self.live or self.assigned or see.host is None):
+                yield Deregister(leaving if see.leaving else record)
+            elif not see.leaving:
+                yield Register(leaving, record)
+        elif not see.draining and see.registration_due and see.claims is not None:
+            there = see.claims.agents.get(self.terms.id)
+            if see.admitted is not None:
+                yield Register(record)
+            elif not self._is_ahead(see.wary_until) and (there is None or there.place == record.place):
+                yield Register(record, None if there == record else there)
 
     def _addresses(self) -> Iterable[Step]:
         see = self.see
@@ -359,7 +368,7 @@ class _Planner:
 
     def _is_marked(self, address: IPv4Address) -> bool:
         if self.see.wanted is None:
-            return True
+            return address in self.assigned
         return self.see.marks is not None and self.see.wanted[address] <= self.see.marks
 
     def _ends(self, address: IPv4Address) -> float:
@@ -423,11 +432,15 @@ class _Planner:
             for a, holder in self.holders.items()
             if holder == self.terms.id
             and a not in self.live
-            and (a in self.adopting or (self.see.wanted is not None and a in self.see.wanted and self.ready))
+            and (a in self.adopting or (self.see.wanted is not None and self._is_wanted_here(a) and self._is_safe(a)))
         ]
         free = (a for a in due if self._may_ask_about(a))
         while together := frozenset(islice(free, RENEW_TOGETHER)):
             yield Renew(together)
+
+    def _is_safe(self, address: IPv4Address) -> bool:
+        """Whether no other agent may still carry an address whose claim the store has lost."""
+        return address in self.see.own or not self._is_ahead(self.see.wary_until)
 
     def _is_doubtful(self, address: IPv4Address) -> bool:
         """Whether the store was heard to know nothing of a claim that this agent holds."""
@@ -455,7 +468,8 @@ class _Planner:
             return
         if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
             return
-        others = len(see.claims.agents.keys() - {self.terms.id})
+        agents = [record.id for record in see.claims.agents.values() if not record.leaving]
+        others = len(set(agents) - {self.terms.id})
         fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE)
         carried = len(self.live) + sum(isinstance(s, ClaimTo) and s.address not in self.live for s in see.busy)
         for address in see.wanted:
@@ -463,9 +477,9 @@ class _Planner:
                 continue
             if address in see.foreign or ClaimTo(address) in see.busy:
                 continue
-            if address not in see.own and self._is_ahead(see.wary_until):
+            if not self._is_safe(address):
                 continue
-            before = rank(address, self.terms.id, see.claims.agents)
+            before = rank(address, self.terms.id, agents)
             if carried >= fair:
                 before += others
             turn = max(see.free_since.get(address, self.now), settled) + before * STAGGER

@@ -115,6 +115,9 @@ class WayInTests(SynchronousTestCase):
     def test_lost(self) -> None:
         """When the store has lost its claims, only what was held is tried for while others may still carry the rest."""
         wary = evolve(QUIET, wary_until=NOW + 5)
+        mine = evolve(wary, claims=Claims({ADDRESS: "me"}))
+        self.assertEqual(plan(mine, TERMS), Plan((), NOW + 5))
+        self.assertEqual(plan(evolve(mine, admitted=None, registration_due=True), TERMS), Plan((), NOW + 5))
         self.assertEqual(plan(wary, TERMS), Plan((), NOW + 5))
         self.assertIn(Acquire(ADDRESS), plan(evolve(wary, own={ADDRESS}), TERMS).steps)
 
@@ -207,6 +210,12 @@ class RankingTests(SynchronousTestCase):
         self.assertEqual(plan(heard, TERMS), Plan((), NOW - 0.2 + SETTLING))
         self.assertIn(Acquire(ADDRESS), plan(evolve(heard, admitted=NOW - LONGEST_SETTLING), TERMS).steps)
 
+    def test_leaving(self) -> None:
+        """An agent that is leaving is not waited for."""
+        first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
+        leaving = Claims({}, {first: AgentRecord(first, "host", "there", "2", leaving=True)})
+        self.assertIn(Acquire(ADDRESS), plan(evolve(QUIET, claims=leaving, free_since={ADDRESS: NOW}), TERMS).steps)
+
     def test_fair_share(self) -> None:
         """An agent that has more than its share lets all the others go first."""
         claims = Claims({}, {name: AgentRecord(name, name, name, name) for name in ("me", "a", "b")})
@@ -285,10 +294,15 @@ class WayOutTests(SynchronousTestCase):
     def test_draining(self) -> None:
         """An agent that goes takes everything back: first the address, and only then the claim."""
         draining = evolve(CARRIED, draining=True)
-        self.assertEqual(plan(draining, TERMS).steps, (Deregister(ME), Unassign(frozenset({ADDRESS}))))
-        unassigned = evolve(draining, host=Host(LINK), registered=False)
+        leaving = evolve(ME, leaving=True)
+        self.assertEqual(plan(draining, TERMS).steps, (Register(leaving, ME), Unassign(frozenset({ADDRESS}))))
+        unassigned = evolve(draining, leaving=True, host=Host(LINK))
         self.assertEqual(plan(unassigned, TERMS).steps, (Unmark(), Release(ADDRESS)))
-        self.assertEqual(plan(evolve(unassigned, unmarked=True, holds={}, claims=Claims()), TERMS), Plan())
+        releasing = evolve(unassigned, unmarked=True, holds={}, claims=Claims(), busy={ClaimTo(ADDRESS)})
+        self.assertEqual(plan(releasing, TERMS).steps, ())
+        released = evolve(releasing, busy=frozenset())
+        self.assertEqual(plan(released, TERMS).steps, (Deregister(leaving),))
+        self.assertEqual(plan(evolve(released, registered=False), TERMS), Plan())
 
 
 class KeepingTests(SynchronousTestCase):
@@ -463,6 +477,7 @@ def situations(draw: st.DrawFn) -> Situation:
         draining=draw(st.booleans()),
         unmarked=draw(st.booleans()),
         registered=draw(st.booleans()),
+        leaving=draw(st.booleans()),
     )
 
 
@@ -482,7 +497,10 @@ class PropertyTests(SynchronousTestCase):
                     self.assertIn(assignment.address, live)
                     self.assertTrue(assignment.address in assigned or assignment.address not in see.new | see.foreign)
                     self.assertLess(assignment.expires, see.holds[assignment.address].sent + TERMS.ttl)
-                    self.assertTrue(see.wanted is None or see.wanted[assignment.address] <= (see.marks or frozenset()))
+                    if see.wanted is None:
+                        self.assertIn(assignment.address, assigned)
+                    else:
+                        self.assertTrue(see.wanted[assignment.address] <= (see.marks or frozenset()))
             elif isinstance(step, Announce):
                 self.assertTrue({assignment.address for assignment in step.assignments} <= live & assigned)
             elif isinstance(step, Release):
@@ -500,7 +518,7 @@ class PropertyTests(SynchronousTestCase):
         self.assertFalse(
             see.admitted is None and [step for step in made.steps if isinstance(step, Acquire | Renew | Release)]
         )
-        going = (Acquire, Probe, Renew, Assign, Announce, MarkTraffic, Register)
+        going = (Acquire, Probe, Renew, Assign, Announce, MarkTraffic)
         self.assertFalse(see.draining and [step for step in made.steps if isinstance(step, going)])
         busy = [subject for step in made.steps for subject in step.subjects]
         self.assertEqual(len(busy), len(set(busy)), made.steps)

@@ -62,9 +62,10 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 #
 # Note [A store that forgets]
 # A store that comes back without its data knows of no claim, but the agents that have them still carry the addresses
-# for up to a TTL. Every change in etcd has a number, and each registration is a change, so a store that starts anew is
-# at a lower number than it was. That is told, because an absent claim then does not mean that nobody carries the
-# address. An agent that has just been started cannot see it: for those, the ones that do report it in the store.
+# for up to a TTL. So what it knows has a name, which the first agent gives it: if that is another one or none, then the
+# data is not what it was. (Every change has a number, too, and answers with a lower one than was heard of are not
+# believed.) A loss is told, because an absent claim then does not mean that nobody carries the address. An agent that
+# has just been started cannot see it: for those, the ones that do report it in the store.
 #
 # Note [The stream that falls silent]
 # etcd keeps 100 events for a stream that it cannot write to as fast as they happen. When there is one more, it forgets
@@ -93,6 +94,9 @@ PATIENCE = 0.02
 
 LOSS = "/lost"
 """The key, below the prefix, that reports a loss. See Note [A store that forgets]."""
+
+HISTORY = "/store"
+"""The key, below the prefix, that names what the store knows. See Note [A store that forgets]."""
 
 BURST, BURST_TIME, AFTER_BURST = 100, 1.0, 0.1
 """See Note [The stream that falls silent]. The times are in seconds."""
@@ -271,7 +275,9 @@ def read_event(line: bytes) -> Event | Oddity:
 
 def write_record(record: AgentRecord) -> str:
     """The value that tells of an agent. Equal records are equal texts."""
-    told = {"host": record.host, "place": record.place, "instance": record.instance}
+    told: dict[str, object] = {"host": record.host, "place": record.place, "instance": record.instance}
+    if record.leaving:
+        told["leaving"] = True
     return json.dumps(told, separators=(",", ":"))
 
 
@@ -283,8 +289,10 @@ def read_record(agent_id: str, text: str) -> AgentRecord | None:
         return None
     if not isinstance(raw, dict):
         return None
-    told = [part for part in map(raw.get, ("host", "place", "instance")) if isinstance(part, str)]
-    return AgentRecord(agent_id, *told) if len(told) == 3 else None
+    host, place, instance = (raw.get(name) for name in ("host", "place", "instance"))
+    if not (isinstance(host, str) and isinstance(place, str) and isinstance(instance, str)):
+        return None
+    return AgentRecord(agent_id, host, place, instance, raw.get("leaving") is True)
 
 
 @define(eq=False)
@@ -295,6 +303,7 @@ class Mirror:
     @ivar prefix: of all keys, without a slash at its end.
     @ivar latest: the number of the latest change that was heard of.
     @ivar lost: some agent reports that the store has lost its data.
+    @ivar history: what names the store as it has been since it last lost its data; C{None} where nothing does yet.
     """
 
     prefix: str
@@ -302,15 +311,17 @@ class Mirror:
     agents: dict[str, AgentRecord] = field(factory=dict, init=False)
     latest: int = field(default=0, init=False)
     lost: bool = field(default=False, init=False)
+    history: str | None = field(default=None, init=False)
     _index: int | None = field(default=None, init=False)
     _early: list[Event] = field(factory=list, init=False)
     _claims: str = field(init=False)
     _agents: str = field(init=False)
     _report: str = field(init=False)
+    _history: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._claims, self._agents = f"{self.prefix}/publicips/", f"{self.prefix}/agents/"
-        self._report = self.prefix + LOSS
+        self._report, self._history = self.prefix + LOSS, self.prefix + HISTORY
 
     @property
     def complete(self) -> bool:
@@ -338,6 +349,10 @@ class Mirror:
                 return self._put(event.node)
         return None
 
+    def names_history(self, event: Event | Oddity) -> bool:
+        """Whether an event tells of nothing but the name of what the store knows."""
+        return isinstance(event, Event) and event.node.key == self._history
+
     def _put(self, node: Node) -> Oddity | None:
         self._forget_one(node.key)
         key = node.key
@@ -361,6 +376,9 @@ class Mirror:
         if key == self._report:
             self.lost = True
             return None
+        if key == self._history:
+            self.history = node.value
+            return None
         return Oddity(key, "it is no key of Kiwi's")
 
     def _forget(self, key: str) -> None:
@@ -379,6 +397,8 @@ class Mirror:
                 self.holders.pop(address, None)
         elif key == self._report:
             self.lost = False
+        elif key == self._history:
+            self.history = None
         elif key.startswith(self._agents):
             self.agents.pop(key.removeprefix(self._agents), None)
 
@@ -473,6 +493,7 @@ class Etcd2ClaimStore:
     @ivar prefix: of all keys, such as C{/kiwi}.
     @ivar ttl: of claims and of the agent's record, in seconds.
     @ivar backoff: the waits of a watch that cannot reach the store.
+    @ivar latest: the number of the latest change that a watch has heard of, since the store last lost its data.
     """
 
     http: HTTPClient
@@ -483,6 +504,7 @@ class Etcd2ClaimStore:
     agent_id: str
     ttl: int
     backoff: BackoffPolicy
+    latest: int = field(default=0, init=False)
     _first: int = field(default=0, init=False)
     _indexes: dict[IPv4Address, int] = field(factory=dict, init=False)
     _claiming: _Turns = field(init=False)
@@ -511,9 +533,10 @@ class Etcd2ClaimStore:
         path, deadline = f"/publicips/{address}", self._within(CLAIM_TIME)
         turn = await self._claiming.turn(self.ttl * CLAIM_TIME)
         try:
+            known = self.latest
             sent, said = await self._ask("PUT", path + self._create, deadline, {EXISTS})
             if isinstance(said, Node):
-                return self._granted(address, sent, said)
+                return self._granted(address, sent, said, known)
             # See Note [The create that may have worked].
             _, holder = await self._ask("GET", path + "?quorum=true", deadline, {NOT_FOUND})
             return Taken((holder.value or "") if isinstance(holder, Node) else "")
@@ -554,13 +577,17 @@ class Etcd2ClaimStore:
 
     async def _renew(self, address: IPv4Address, deadline: float) -> Granted | Lost | Unavailable:
         refusals = {NOT_FOUND, COMPARE_FAILED, NOT_A_FILE}
+        known = self.latest
         sent, said = await self._ask("PUT", f"/publicips/{address}{self._refresh}", deadline, refusals)
         if isinstance(said, Node):
-            return self._granted(address, sent, said)
+            return self._granted(address, sent, said, known)
         self._indexes.pop(address, None)
         return Lost()
 
-    def _granted(self, address: IPv4Address, sent: float, node: Node) -> Granted | Unavailable:
+    def _granted(self, address: IPv4Address, sent: float, node: Node, known: int) -> Granted | Unavailable:
+        if node.index <= known:
+            # This was asked for after that change. See Note [A store that forgets]; the watch will find out, too.
+            return Unavailable(f"{self._bases[self._first][0]}: it has lost its data")
         if node.key != f"{self.prefix}/publicips/{address}" or node.value != self.agent_id:
             return Unavailable(f"{self._bases[self._first][0]}: an answer for another claim, {printable(node.key)}")
         self._indexes[address] = node.index
@@ -624,11 +651,17 @@ class Etcd2ClaimStore:
     def watch(self, changed: Callable[[Claims], None]) -> IService:
         return _Watch(self, changed)
 
-    def report_loss(self) -> None:
+    def report_loss(self) -> Deferred[Any]:
         """Tell all agents for a TTL that the store has lost its data. See Note [A store that forgets]."""
         path = f"{LOSS}?ttl={self.ttl}&value={quote(self.agent_id, safe='')}"
-        telling = self._answer(self._ask("PUT", path, self._within(CLAIM_TIME), ()))
-        telling.addErrback(lambda failure: failure.trap(CancelledError))
+        return self._answer(self._ask("PUT", path, self._within(CLAIM_TIME), ()))
+
+    def begin_history(self) -> Deferred[Any]:
+        """Give what the store knows a name, unless it has one. See Note [A store that forgets]."""
+        name = quote(f"{self.agent_id} {self.clock.seconds():.6f}", safe="")
+        return self._answer(
+            self._ask("PUT", f"{HISTORY}?prevExist=false&value={name}", self._within(CLAIM_TIME), {EXISTS})
+        )
 
     def _within(self, part: float) -> float:
         return self.clock.seconds() + self.ttl * part
@@ -721,6 +754,7 @@ class _Watch(Service):
     _due: IDelayedCall | None = field(default=None, init=False)
     _lost: bool = field(default=False, init=False)
     _losses: int = field(default=0, init=False)
+    _writing: list[Deferred[Any]] = field(factory=list, init=False)
     _odd: set[str] = field(factory=set, init=False)
 
     log = logger("kiwi.claims")
@@ -735,6 +769,8 @@ class _Watch(Service):
         if self._following is not None:
             self._following.cancel()
             self._following = None
+        for writing in self._writing.copy():
+            writing.cancel()
         if self._due is not None:
             self._due.cancel()
             self._due = None
@@ -779,19 +815,26 @@ class _Watch(Service):
                 claims=len(mirror.holders),
                 agents=len(mirror.agents),
             )
-        if self._mirror is not None and mirror.latest < self._mirror.latest:
+        before = self._mirror
+        if before is not None and (
+            mirror.latest < before.latest or mirror.history != (before.history or mirror.history)
+        ):
             # See Note [A store that forgets].
             self._losses += 1
-            self.log.error(
-                "the claim store at {endpoint} has lost its data: it is at change {now}, and was at {before}",
-                endpoint=endpoint,
-                now=mirror.latest,
-                before=self._mirror.latest,
-            )
-            self.store.report_loss()
+            self.log.error("the claim store at {endpoint} has lost its data", endpoint=endpoint)
+            self._write(self.store.report_loss())
+        if mirror.history is None:
+            self._write(self.store.begin_history())
         self._lost, self._mirror = False, mirror
+        self.store.latest = mirror.latest
         if self._told != self._known(mirror):
             self.heard()
+
+    def _write(self, writing: Deferred[Any]) -> None:
+        """Let this come to its end, unless the watch ends first. If it fails, the next snapshot leads here again."""
+        self._writing.append(writing)
+        writing.addErrback(_cancelled)
+        writing.addCallback(lambda _: self._writing.remove(writing))
 
     def _known(self, mirror: Mirror) -> Claims:
         return Claims(dict(mirror.holders), dict(mirror.agents), self._losses, mirror.lost)
@@ -804,6 +847,7 @@ class _Watch(Service):
     def _tell(self) -> None:
         self._due = None
         if self._mirror is not None:
+            self.store.latest = self._mirror.latest
             self._told = self._known(self._mirror)
             try:
                 self._changed(self._told)
@@ -925,7 +969,7 @@ class _Connection:
         oddity = event if isinstance(event, Oddity) else self._mirror.hear(event)
         if oddity is not None:
             self._watch.odd(oddity)
-        if self._mirror.complete:
+        if self._mirror.complete and not self._mirror.names_history(event):
             self._watch.heard()
 
     def _count(self) -> None:

@@ -330,10 +330,11 @@ class WatchTests(OverFake):
         await self.world.until(lambda: listener.last == claims)
 
     async def test_requests(self) -> None:
-        """The stream is opened without an index, and then all is read once, from the same endpoint."""
+        """The stream is opened without an index, then all is read once, at the same endpoint, and named if need be."""
         self.world.network.plug("second:2379", self.fake)
+        asked = ["GET ?wait=true&recursive=true&stream=true", "GET ?recursive=true&quorum=true"]
         await self.listen(self.of_two("etcd:2379"))
-        self.assertEqual(self.asked(), ["GET ?wait=true&recursive=true&stream=true", "GET ?recursive=true&quorum=true"])
+        self.assertEqual(self.asked(), [*asked, "PUT /store?prevExist=false&value=a%200.000000"])
 
     async def test_together(self) -> None:
         """Changes that come together are told together."""

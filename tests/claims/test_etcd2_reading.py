@@ -396,7 +396,7 @@ class EventuallyTests(SynchronousTestCase):
         fresh = Listener()
         services = [service, fresh.listen(self, stage.store("d"))]  # type: ignore[arg-type]
         world.settle()
-        self.assertIsNotNone(listener.last)
+        assert listener.last is not None
         self.assertEqual(evolve(listener.last, losses=0), fresh.last)
         self.assertIsNotNone(fresh.last)
         for service in services:
