@@ -493,7 +493,7 @@ class Etcd2ClaimStore:
     @ivar prefix: of all keys, such as C{/kiwi}.
     @ivar ttl: of claims and of the agent's record, in seconds.
     @ivar backoff: the waits of a watch that cannot reach the store.
-    @ivar latest: the number of the latest change that a watch has heard of, since the store last lost its data.
+    @ivar mirror: what a watch has heard of.
     """
 
     http: HTTPClient
@@ -504,7 +504,7 @@ class Etcd2ClaimStore:
     agent_id: str
     ttl: int
     backoff: BackoffPolicy
-    latest: int = field(default=0, init=False)
+    mirror: Mirror | None = field(default=None, init=False)
     _first: int = field(default=0, init=False)
     _indexes: dict[IPv4Address, int] = field(factory=dict, init=False)
     _claiming: _Turns = field(init=False)
@@ -533,7 +533,7 @@ class Etcd2ClaimStore:
         path, deadline = f"/publicips/{address}", self._within(CLAIM_TIME)
         turn = await self._claiming.turn(self.ttl * CLAIM_TIME)
         try:
-            known = self.latest
+            known = self.mirror.latest if self.mirror else 0
             sent, said = await self._ask("PUT", path + self._create, deadline, {EXISTS})
             if isinstance(said, Node):
                 return self._granted(address, sent, said, known)
@@ -577,7 +577,7 @@ class Etcd2ClaimStore:
 
     async def _renew(self, address: IPv4Address, deadline: float) -> Granted | Lost | Unavailable:
         refusals = {NOT_FOUND, COMPARE_FAILED, NOT_A_FILE}
-        known = self.latest
+        known = self.mirror.latest if self.mirror else 0
         sent, said = await self._ask("PUT", f"/publicips/{address}{self._refresh}", deadline, refusals)
         if isinstance(said, Node):
             return self._granted(address, sent, said, known)
@@ -645,7 +645,12 @@ class Etcd2ClaimStore:
 
     async def _deregister(self, record: AgentRecord) -> Released | Unavailable:
         path = f"/agents/{quote(record.id, safe='')}?prevValue={quote(write_record(record), safe='')}"
-        await self._ask("DELETE", path, self._within(CLAIM_TIME), {NOT_FOUND, COMPARE_FAILED, NOT_A_FILE})
+        gone = {NOT_FOUND, COMPARE_FAILED, NOT_A_FILE}
+        await self._ask("DELETE", path, self._within(CLAIM_TIME), gone)
+        if self.mirror is not None and self.mirror.history is not None and not self.mirror.agents.keys() - {record.id}:
+            # The last one leaves nothing behind.
+            path = f"{HISTORY}?prevValue={quote(self.mirror.history, safe='')}"
+            await self._ask("DELETE", path, self._within(CLAIM_TIME), gone)
         return Released()
 
     def watch(self, changed: Callable[[Claims], None]) -> IService:
@@ -826,7 +831,7 @@ class _Watch(Service):
         if mirror.history is None:
             self._write(self.store.begin_history())
         self._lost, self._mirror = False, mirror
-        self.store.latest = mirror.latest
+        self.store.mirror = mirror
         if self._told != self._known(mirror):
             self.heard()
 
@@ -847,7 +852,6 @@ class _Watch(Service):
     def _tell(self) -> None:
         self._due = None
         if self._mirror is not None:
-            self.store.latest = self._mirror.latest
             self._told = self._known(self._mirror)
             try:
                 self._changed(self._told)
