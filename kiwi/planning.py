@@ -90,8 +90,8 @@ Seconds for which an agent that starts lets others be heard of, so that agents t
 one that was heard of for the first time, and at the most.
 """
 
-FAIR_SHARE = 1.1
-"""Times the average that an agent takes before it lets all the others go first."""
+FAIR_SHARE = 1.15
+"""Times the average, and one more, that an agent takes before it lets all the others go first."""
 
 RENEW_TOGETHER = 16
 """Claims in one renewal: a slow answer for one of them keeps back no more than these."""
@@ -470,7 +470,7 @@ class _Planner:
             return
         agents = [record.id for record in see.claims.agents.values() if not record.leaving]
         others = len(set(agents) - {self.terms.id})
-        fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE)
+        fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE) + 1
         carried = len(self.live) + sum(isinstance(s, ClaimTo) and s.address not in self.live for s in see.busy)
         for address in see.wanted:
             if address in self.live or address in self.holders or address in self.assigned:
