@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
 from math import inf
@@ -66,6 +67,9 @@ REST_OF_TAKEN = 0.1
 TWIN_PATIENCE = 1.0
 """Seconds more than a TTL for which the record of another agent with this agent's id must last to be of one alive."""
 
+TIME_TO_BE_REFUSED = 1.0
+"""Seconds within which an agent that claims an address hears that a stranger has it, and gives the claim back."""
+
 DEFENCE_INTERVAL = 10.0
 """Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
 
@@ -124,7 +128,9 @@ class Converger(TwistedService):
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[IPv4Address, Announced] = field(factory=dict, init=False)
     _wary_until: float = field(default=-inf, init=False)
-    _own: frozenset[IPv4Address] = field(default=frozenset(), init=False)
+    _own: AbstractSet[IPv4Address] = field(default=frozenset(), init=False)
+    _dropped: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _carried: dict[IPv4Address, tuple[str, float]] = field(factory=dict, init=False)
     _clear: set[IPv4Address] = field(factory=set, init=False)
     _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
     _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
@@ -164,13 +170,24 @@ class Converger(TwistedService):
             for address, heard in self._heard.items()
             if claims.holders.get(address) == before.get(address) != heard.holder
         }
+        now = self.clock.seconds()
+        for address, (holder, since) in list(self._carried.items()):
+            if claims.holders.get(address) != holder:
+                del self._carried[address]
+                if now - since >= TIME_TO_BE_REFUSED:
+                    # What another agent has carried is no stranger's: a takeover asks nobody.
+                    self._clear.add(address)
+        for address, holder in claims.holders.items():
+            if holder != self.terms.id:
+                self._carried.setdefault(address, (holder, now))
         if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
-            self._newest_agent = self.clock.seconds()
+            self._newest_agent = now
         lost = claims.lost and not (self._claims and self._claims.lost)
         if lost or claims.losses != (self._claims.losses if self._claims else 0):
             # Whoever carried an address may do so until a TTL after the loss. What is held here may be claimed at once.
-            self._own = frozenset(self._holds) | (self._own if self.clock.seconds() < self._wary_until else frozenset())
-            self._wary_until = self.clock.seconds() + self.terms.ttl
+            held = self._holds.keys() | {a for a, until in self._dropped.items() if now < until}
+            self._own = held | (self._own if now < self._wary_until else frozenset())
+            self._wary_until = now + self.terms.ttl
         self._claims = claims
         self._wake()
 
@@ -283,12 +300,12 @@ class Converger(TwistedService):
             holders = self._claims.holders
             free = {a for a in wanted if not (a in self._holds or heard.get(a, holders.get(a)))}
             self._free_since = {a: self._free_since.get(a, now) for a in free}
-            # What another agent carries is known not to be a stranger's: a takeover asks nobody.
-            self._clear = {a for a in wanted if a in self._clear or holders.get(a, self.terms.id) != self.terms.id}
+            self._clear &= wanted.keys()
+            self._dropped = {a: until for a, until in self._dropped.items() if now < until}
             self._foreign = {
                 a: foreign
                 for a, foreign in self._foreign.items()
-                if now < foreign.until and a in wanted and holders.get(a, self.terms.id) == self.terms.id
+                if now < foreign.until and a in wanted and a not in self._clear
             }
         return Situation(
             now=now,
@@ -465,7 +482,9 @@ class Converger(TwistedService):
             held = self._holds.get(address)
             if isinstance(result, Lost):
                 self._hear(address, None)
-                if self._holds.pop(address, None):
+                if held is not None:
+                    del self._holds[address]
+                    self._dropped[address] = held.sent + self.terms.ttl
                     self.log.warn("{address}: the claim is lost; letting go", address=address)
             elif held is None:
                 self._hear(address, self.terms.id)
@@ -619,10 +638,9 @@ class Converger(TwistedService):
     def _note_probe(self, step: Probe, owners: Mapping[IPv4Address, bytes]) -> None:
         self._succeeded(PROBES)
         self._clear |= step.addresses - owners.keys()
-        carried = {a for a in owners if self._holder(a) not in (None, self.terms.id)}
-        self._clear |= carried
         for address, mac in owners.items():
-            if address in carried:
+            if self._holder(address) not in (None, self.terms.id):
+                # It may be the agent that was faster who answers.
                 continue
             self._foreign[address] = _Foreign(mac, self.clock.seconds() + self.terms.ttl)
             self.log.error(

@@ -365,7 +365,7 @@ class NeighbourTests(AgentTestCase):
         """In a takeover nobody is asked: what an agent carried is no other machine's."""
         hosts = self.three()
         self.world.tell(WEB)
-        self.world.pass_time(0.2)
+        self.world.pass_time(2)
         first = self.carrier()
         for host in hosts:
             host.neighbours.foreign[ADDRESS] = MAC

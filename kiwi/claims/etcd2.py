@@ -505,6 +505,7 @@ class Etcd2ClaimStore:
     ttl: int
     backoff: BackoffPolicy
     mirror: Mirror | None = field(default=None, init=False)
+    _watches: list[_Watch] = field(factory=list, init=False)
     _first: int = field(default=0, init=False)
     _indexes: dict[IPv4Address, int] = field(factory=dict, init=False)
     _claiming: _Turns = field(init=False)
@@ -586,7 +587,9 @@ class Etcd2ClaimStore:
 
     def _granted(self, address: IPv4Address, sent: float, node: Node, known: int) -> Granted | Unavailable:
         if node.index <= known:
-            # This was asked for after that change. See Note [A store that forgets]; the watch will find out, too.
+            # This was asked for after that change. See Note [A store that forgets].
+            for watch in self._watches:
+                watch.forgotten()
             return Unavailable(f"{self._bases[self._first][0]}: it has lost its data")
         if node.key != f"{self.prefix}/publicips/{address}" or node.value != self.agent_id:
             return Unavailable(f"{self._bases[self._first][0]}: an answer for another claim, {printable(node.key)}")
@@ -766,11 +769,13 @@ class _Watch(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        self.store._watches.append(self)
         self._following = Deferred.fromCoroutine(self._follow())
         self._following.addErrback(_cancelled)
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
+        self.store._watches.remove(self)
         if self._following is not None:
             self._following.cancel()
             self._following = None
@@ -824,16 +829,26 @@ class _Watch(Service):
         if before is not None and (
             mirror.latest < before.latest or mirror.history != (before.history or mirror.history)
         ):
-            # See Note [A store that forgets].
-            self._losses += 1
-            self.log.error("the claim store at {endpoint} has lost its data", endpoint=endpoint)
-            self._write(self.store.report_loss())
+            self._note_loss(endpoint)
         if mirror.history is None:
             self._write(self.store.begin_history())
         self._lost, self._mirror = False, mirror
         self.store.mirror = mirror
         if self._told != self._known(mirror):
             self.heard()
+
+    def forgotten(self) -> None:
+        """An answer shows that the store has lost its data, which the stream has not told yet."""
+        if self._mirror is not None:
+            self._mirror.latest = 0
+            self._note_loss(self.store._bases[self.store._first][0])
+            self.heard()
+
+    def _note_loss(self, endpoint: str) -> None:
+        """See Note [A store that forgets]."""
+        self._losses += 1
+        self.log.error("the claim store at {endpoint} has lost its data", endpoint=endpoint)
+        self._write(self.store.report_loss())
 
     def _write(self, writing: Deferred[Any]) -> None:
         """Let this come to its end, unless the watch ends first. If it fails, the next snapshot leads here again."""

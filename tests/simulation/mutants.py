@@ -1,0 +1,265 @@
+"""
+Agents with one mistake each, as somebody might make it. The simulation must notice every one of them.
+
+A mutant is made by wrapping or subclassing what an agent is made of; the code itself stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from ipaddress import IPv4Address
+from math import inf
+from typing import Any
+
+from attrs import define, evolve, frozen
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
+from kiwi.converger import Converger
+from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host
+from kiwi.network.interface import Assigned, IAddresses, Unassigned
+from kiwi.planning import Situation, Terms
+from kiwi.steps import Acquire, Announce, ClaimTo, Release, Renew, Step, Unassign
+
+from .kernel import Addresses
+from .world import Mutation
+
+# Converger has slots; a subclass without any can take its place in an agent that is made.
+
+
+class _ReleasesFirst(Converger):
+    """Gives the claim back beside taking the address off the host."""
+
+    __slots__ = ()
+
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Unassign):
+            for address in step.addresses:
+                if address in self._holds and ClaimTo(address) not in self._busy:
+                    super()._do(Release(address))
+        super()._do(step)
+
+
+class _AssignsUnconfirmed(Converger):
+    """Takes the claim for won when the request is sent."""
+
+    __slots__ = ()
+
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Acquire):
+            now = self.clock.seconds()
+            self._holds[step.address] = Hold(step.address, now, now)
+        super()._do(step)
+
+
+class _AssignsUnmarked(Converger):
+    """Does not wait for the firewall."""
+
+    __slots__ = ()
+
+    def _gather(self) -> Situation:
+        seen = super()._gather()
+        marks = frozenset(mark for marks in (seen.wanted or {}).values() for mark in marks)
+        return evolve(seen, marks=None if seen.marks is None else seen.marks | marks)
+
+
+class _KeepsWhatIsLost(Converger):
+    """Does not look at deadlines, neither in time nor when it is resumed."""
+
+    __slots__ = ()
+
+    def _end_holds(self, now: float) -> None:
+        pass
+
+    def _gather(self) -> Situation:
+        seen = super()._gather()
+        now = self.clock.seconds()
+        return evolve(seen, holds={a: evolve(hold, sent=max(hold.sent, now - 1)) for a, hold in seen.holds.items()})
+
+
+class _AdoptsUnasked(Converger):
+    """Takes what an earlier life left on the interface for its own, without asking the store."""
+
+    __slots__ = ()
+
+    def _gather(self) -> Situation:
+        now = self.clock.seconds()
+        for address in list(self._adoptable):
+            self._holds.setdefault(address, Hold(address, now, now))
+        self._adoptable.clear()
+        return super()._gather()
+
+
+class _ExtendsUnconfirmed(Converger):
+    """Counts a renewal as confirmed when it is sent."""
+
+    __slots__ = ()
+
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Renew):
+            for address in step.addresses & self._holds.keys():
+                self._holds[address] = evolve(self._holds[address], sent=self.clock.seconds())
+        super()._do(step)
+
+
+class AnnouncesTooLong(Converger):
+    """Announces what was on the interface when it looked last, whenever that was."""
+
+    __slots__ = ()
+
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Announce):
+            step = Announce(frozenset(Assignment(each.address, inf) for each in step.assignments))
+        super()._do(step)
+
+
+class _AsksAgainAndAgain(Converger):
+    """Confirms its claims whenever it looks."""
+
+    __slots__ = ()
+
+    def _gather(self) -> Situation:
+        self._renewals_due.update(self._holds)
+        return super()._gather()
+
+
+class _WithoutMargin(Terms):
+    """Leaves nothing for the kernel, nor for a slow clock."""
+
+    __slots__ = ()
+
+    def hold_ends(self, hold: Hold) -> float:
+        return hold.sent + self.ttl
+
+    def assignment_ends(self, hold: Hold, together: int = 1) -> float:
+        return hold.sent + self.ttl
+
+
+class _WithoutMarginForTheKernel(Terms):
+    """Leaves the kernel as little as the agent itself."""
+
+    __slots__ = ()
+
+    def assignment_ends(self, hold: Hold, together: int = 1) -> float:
+        return hold.sent + self.ttl * 0.99
+
+
+@implementer(IClaimStore)
+@define(eq=False)
+class _CountsFromTheAnswer:
+    """A claim lasts from when the answer is there."""
+
+    inner: IClaimStore
+    clock: Any
+
+    def _now(self, answer: Any) -> Any:
+        return Granted(self.clock.seconds()) if isinstance(answer, Granted) else answer
+
+    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+        answer: Deferred[Any] = self.inner.acquire(address)
+        return answer.addCallback(self._now)
+
+    def renew(
+        self, addresses: AbstractSet[IPv4Address]
+    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+        answers: Deferred[Any] = self.inner.renew(addresses)
+        return answers.addCallback(lambda all: {address: self._now(answer) for address, answer in all.items()})
+
+    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+        return self.inner.release(address)
+
+    def register(
+        self, record: AgentRecord, replacing: AgentRecord | None = None
+    ) -> Deferred[Granted | Taken | Unavailable]:
+        return self.inner.register(record, replacing)
+
+    def deregister(self, record: AgentRecord) -> Deferred[Released | Unavailable]:
+        return self.inner.deregister(record)
+
+    def watch(self, changed: Callable[[Claims], None]) -> IService:
+        return self.inner.watch(changed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@implementer(IAddresses)
+@define(eq=False)
+class _Changed:
+    """What the kernel is told, changed."""
+
+    inner: Addresses
+
+    def read(self) -> Host:
+        return self.inner.read()
+
+    def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
+        return self.inner.assign(assignments)
+
+    def unassign(self, addresses: AbstractSet[IPv4Address]) -> Unassigned:
+        return self.inner.unassign(addresses)
+
+
+class _ReplacesWithoutLifetimes(_Changed):
+    """An address that is there already is written again without lifetimes, which makes it permanent."""
+
+    def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
+        there = set(self.inner.kernel.entries)
+        assigned = self.inner.assign(assignments)
+        for address in sorted(there & assigned.expires.keys()):
+            self.inner.kernel.write(address, inf, inf)
+        return assigned
+
+
+class _RoundsUp(_Changed):
+    """Lifetimes are whole seconds, rounded up."""
+
+    def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
+        return self.inner.assign(frozenset(Assignment(a.address, a.expires + 0.999) for a in assignments))
+
+
+class _ArmsTheTimerOnce(_Changed):
+    """Addresses are preferred for as long as they are valid, so that the kernel's timer is set only once."""
+
+    def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
+        assigned = self.inner.assign(assignments)
+        for address in sorted(assigned.expires):
+            valid = self.inner.kernel.entries[address].valid
+            self.inner.kernel.write(address, valid, valid)
+        return assigned
+
+
+@frozen
+class Mutant:
+    """
+    @ivar name: what is wrong with these agents: the end of a sentence.
+    @ivar mutation: how they are made.
+    @ivar noticed: what the simulation says of it, in part.
+    """
+
+    name: str
+    mutation: Mutation
+    noticed: Sequence[str]
+
+
+ORDER = ("no claim", "without a claim", "two carriers")
+MARGIN = ("longer than", "too late", "after its claim", "two carriers", "no claim", "without a claim")
+
+MUTANTS = (
+    Mutant("releases before it unassigns", Mutation(converger=_ReleasesFirst), ORDER),
+    Mutant("assigns before the claim is confirmed", Mutation(converger=_AssignsUnconfirmed), ORDER),
+    Mutant("assigns before the traffic is marked", Mutation(converger=_AssignsUnmarked), ("before its traffic",)),
+    Mutant("does not check what it holds", Mutation(converger=_KeepsWhatIsLost), MARGIN),
+    Mutant("adopts without asking the store", Mutation(converger=_AdoptsUnasked), MARGIN),
+    Mutant("extends lifetimes by an unconfirmed heartbeat", Mutation(converger=_ExtendsUnconfirmed), MARGIN),
+    Mutant("asks the store again and again", Mutation(converger=_AsksAgainAndAgain), ("requests of kind", "wakes")),
+    Mutant("leaves no margin", Mutation(terms=_WithoutMargin), MARGIN),
+    Mutant("leaves the kernel no margin", Mutation(terms=_WithoutMarginForTheKernel), MARGIN),
+    Mutant("counts deadlines from the answer", Mutation(store=_CountsFromTheAnswer), MARGIN),
+    Mutant("replaces without lifetimes", Mutation(addresses=_ReplacesWithoutLifetimes), MARGIN),
+    Mutant("arms the kernel's timer once", Mutation(addresses=_ArmsTheTimerOnce), MARGIN),
+    Mutant("rounds lifetimes up", Mutation(addresses=_RoundsUp), MARGIN),
+)

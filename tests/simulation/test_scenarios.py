@@ -1,0 +1,332 @@
+"""One fault at a time, and what a client would notice of it: how long an address has no carrier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kiwi.network.addresses import preferred_lifetime
+
+from .schedules import KINDS, Happening
+from .servers import KUBERNETES
+from .world import ADDRESSES, AS_IT_IS, Mutation, SimulatedHost, Violation, World
+
+ADDRESS = ADDRESSES[0]
+STEP = 0.005
+
+
+class Stage:
+    """Three hosts that have run for a while, the first address and who carries it."""
+
+    def __init__(self, ttl: int = 10, agents: int = 3, members: int = 1, mutation: Mutation = AS_IT_IS) -> None:
+        self.world = World("stage", ttl, members=members, mutation=mutation)
+        for _ in range(agents):
+            self.world.add_host().start()
+        for number in range(3):
+            self.world.kubernetes.put(f"service-{number}", [ADDRESSES[number]], 8000)
+
+    def __enter__(self) -> Stage:
+        self.world.__enter__()
+        self.world.pass_time(3.0)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.world.__exit__(*exception)
+
+    @property
+    def carrier(self) -> SimulatedHost:
+        (carrier,) = self.world.carriers(ADDRESS)
+        return carrier
+
+    def outage(self, seconds: float, without: Sequence[SimulatedHost] = ()) -> float:
+        """
+        Let time pass. The seconds in which nobody carried the address.
+
+        @param without: hosts that do not count: the client does not reach them.
+        """
+        steps, missed = round(seconds / STEP), 0
+        for _ in range(steps):
+            self.world.pass_time(STEP)
+            missed += not any(host not in without for host in self.world.carriers(ADDRESS))
+        return missed * STEP
+
+    def happen(self, kind: str, host: SimulatedHost | None = None, number: int = 0) -> Happening:
+        """Something begins."""
+        happening = Happening(self.world.timeline.now, kind, host.number if host else 0, 0.0, number)
+        KINDS[kind].begin(self.world, happening)
+        return happening
+
+    def over(self, happening: Happening) -> None:
+        """It ends."""
+        KINDS[happening.kind].end(self.world, happening)
+
+
+def lost_while_its_thread_hangs(mutation: Mutation) -> str:
+    """What is wrong when the carrier's thread hangs before an announcement, for longer than its claim lasts."""
+    stage = Stage(ttl=5, mutation=mutation)
+    with stage.world:
+        stage.world.pass_time(1.0)
+        try:
+            while not stage.world.carriers(ADDRESS):
+                stage.world.pass_time(STEP)
+            stage.world.pass_time(0.1)
+            carrier = stage.carrier
+            carrier.hang(20.0)
+            # Its renewals do not matter to the thread.
+            stage.happen("cut from the store", carrier)
+            stage.world.pass_time(25.0)
+        except Violation as wrong:
+            return str(wrong)
+    return ""
+
+
+class ScenarioTests(SynchronousTestCase):
+    """What an operator is promised."""
+
+    def stage(self, ttl: int = 10, agents: int = 3) -> Stage:
+        stage = Stage(ttl, agents)
+        stage.__enter__()
+        self.addCleanup(stage.__exit__)
+        return stage
+
+    def assert_settled(self, stage: Stage) -> None:
+        self.assertEqual(stage.world.unsettled(), [])
+
+    def test_stopped(self) -> None:
+        """A carrier that is stopped hands over in milliseconds, and leaves nothing."""
+        stage = self.stage()
+        first = stage.carrier
+        first.stop()
+        self.assertLess(stage.outage(2.0), 0.05)
+        self.assertIsNot(stage.carrier, first)
+        self.assertEqual((first.is_running, first.kernel.entries, first.kernel.marks), (False, {}, None))
+        self.assert_settled(stage)
+
+    def test_killed_and_back(self) -> None:
+        """A carrier that is killed and started again within its TTL is not missed, and its address is not touched."""
+        stage = self.stage()
+        first = stage.carrier
+        first.kill()
+        missed = stage.outage(4.0)
+        first.start()
+        missed += stage.outage(20.0)
+        self.assertEqual((missed, stage.carrier), (0, first))
+        self.assert_settled(stage)
+
+    def test_killed(self) -> None:
+        """Of one that is killed for good, the address is carried again within a TTL and a second."""
+        stage = self.stage()
+        first = stage.carrier
+        first.kill()
+        missed = stage.outage(stage.world.ttl + 1.0)
+        self.assertLess(missed, 2.5)
+        self.assertIsNot(stage.carrier, first)
+
+    def test_frozen(self) -> None:
+        """A carrier that is frozen for three TTLs is a candidate like any other when it is continued."""
+        stage = self.stage()
+        first = stage.carrier
+        first.freeze()
+        missed = stage.outage(3.0 * stage.world.ttl)
+        second = stage.carrier
+        first.thaw()
+        missed += stage.outage(10.0)
+        self.assertLess(missed, 2.5)
+        self.assertIs(stage.carrier, second)
+        second.stop()
+        stage.world.pass_time(1.0)
+        self.assert_settled(stage)
+
+    def test_dead_host(self) -> None:
+        """A host that is dead and unplugged is missed for a TTL and 0.75 s, at most."""
+        for ttl in (3, 10):
+            with Stage(ttl) as stage:
+                first = stage.carrier
+                first.reboot()
+                self.assertLess(stage.outage(ttl + 2.0), ttl + 0.75)
+                self.assertIsNot(stage.carrier, first)
+
+    def test_cable(self) -> None:
+        """A host whose cable is cut lets go by itself, and the address stays where it is when the cable is back."""
+        stage = self.stage()
+        first = stage.carrier
+        cut = stage.happen("unplugged", first)
+        missed = stage.outage(stage.world.ttl + 2.0, without=[first])
+        self.assertLess(missed, stage.world.ttl + 0.75)
+        self.assertEqual(first.kernel.entries, {})
+        second = stage.carrier
+        stage.over(cut)
+        self.assertEqual(stage.outage(20.0), 0)
+        self.assertIs(stage.carrier, second)
+        self.assert_settled(stage)
+
+    def test_link(self) -> None:
+        """Where the link goes down or is deleted, another agent carries the address within a second."""
+        for kind in ("link down", "link deleted"):
+            with Stage() as stage:
+                first = stage.carrier
+                down = stage.happen(kind, first)
+                stage.world.pass_time(1.0)
+                self.assertIsNot(stage.carrier, first)
+                stage.over(down)
+                stage.world.pass_time(5.0)
+                self.assert_settled(stage)
+
+    def test_cut_from_the_store(self) -> None:
+        """A carrier that cannot reach the store is replaced."""
+        stage = self.stage()
+        first = stage.carrier
+        stage.happen("cut from the store", first)
+        self.assertLess(stage.outage(stage.world.ttl + 2.0), 2.5)
+        self.assertIsNot(stage.carrier, first)
+
+    def test_store_down(self) -> None:
+        """While the store is down nobody carries anything after a TTL, and two seconds after its return all is well."""
+        stage = self.stage()
+        down = stage.happen("store down")
+        stage.world.pass_time(stage.world.ttl)
+        self.assertEqual(stage.world.carriers(ADDRESS), [])
+        stage.world.pass_time(30.0)
+        stage.over(down)
+        stage.world.pass_time(2.0)
+        self.assertEqual(len(stage.world.carriers(ADDRESS)), 1)
+
+    def test_data_lost(self) -> None:
+        """A store that comes back with nothing is filled again: the outage is under a second."""
+        stage = self.stage()
+        lost = stage.happen("data lost")
+        missed = stage.outage(0.5)
+        stage.over(lost)
+        missed += stage.outage(15.0)
+        self.assertLess(missed, 1.0)
+        self.assert_settled(stage)
+
+    def test_store_in_trouble(self) -> None:
+        """A store that is slow, loses a third of its answers, or pauses for half a TTL is noticed by nobody."""
+        for kind, seconds in (("slow store", 60.0), ("lossy store", 60.0), ("store paused", 5.0)):
+            with Stage() as stage:
+                first = stage.carrier
+                trouble = stage.happen(kind)
+                missed = stage.outage(seconds)
+                stage.over(trouble)
+                missed += stage.outage(10.0)
+                self.assertEqual((kind, missed, stage.carrier), (kind, 0, first))
+
+    def test_member_down(self) -> None:
+        """The loss of one of two members of the store is noticed by nobody."""
+        with Stage(members=2) as stage:
+            down = stage.happen("member down")
+            missed = stage.outage(30.0)
+            stage.over(down)
+            self.assertEqual(missed + stage.outage(10.0), 0)
+
+    def test_kubernetes_in_trouble(self) -> None:
+        """Nothing that Kubernetes does is noticed, but for a Service that is deleted."""
+        for kind in (
+            "Kubernetes down",
+            "Kubernetes comes back empty",
+            "Kubernetes hangs",
+            "Kubernetes fails",
+            "Kubernetes forgets the past",
+            "Kubernetes ends watches",
+        ):
+            with Stage() as stage:
+                first = stage.carrier
+                trouble = stage.happen(kind)
+                missed = stage.outage(3.0 if kind.endswith("empty") else 40.0)
+                stage.over(trouble)
+                missed += stage.outage(10.0)
+                self.assertEqual((kind, missed, stage.carrier), (kind, 0, first))
+                self.assert_settled(stage)
+
+    def test_silent_kubernetes(self) -> None:
+        """A watch whose connection is gone without a word is noticed when it has been silent for too long."""
+        stage = self.stage()
+        for host in stage.world.hosts:
+            stage.world.network.forget(host.name, KUBERNETES)
+        stage.world.kubernetes.delete("service-0")
+        stage.world.pass_time(400.0)
+        self.assertEqual(stage.world.carriers(ADDRESS), [])
+        self.assert_settled(stage)
+
+    def test_by_hand(self) -> None:
+        """What somebody does to the address by hand is put right within a second."""
+        stage = self.stage()
+        kernel = stage.carrier.kernel
+        kernel.delete(ADDRESS)
+        stage.world.pass_time(1.0)
+        self.assertIn(ADDRESS, kernel.entries)
+        kernel.write(ADDRESS, float("inf"), float("inf"), by_hand=True)
+        stage.world.pass_time(1.0)
+        entry = kernel.entries[ADDRESS]
+        self.assertEqual((entry.by_hand, entry.valid < stage.world.ttl), (False, True))
+        self.assertEqual(entry.preferred, preferred_lifetime(int(entry.valid)))
+
+    def test_chain_flushed(self) -> None:
+        """A chain that somebody flushes is put right within a heartbeat."""
+        stage = self.stage()
+        marks = stage.carrier.kernel.marks
+        stage.happen("chain flushed", stage.carrier)
+        stage.world.pass_time(stage.world.ttl / 3 + 0.2)
+        self.assertEqual(stage.carrier.kernel.marks, marks)
+
+    def test_foreign(self) -> None:
+        """An address that a machine has which is no agent is carried by nobody, until that machine is gone."""
+        stage = self.stage()
+        address, mac = IPv4Address("192.168.1.60"), bytes.fromhex("020000000099")
+        stage.world.machines[address] = mac
+        asked = sum(host.threads[2].calls for host in stage.world.hosts)
+        stage.world.kubernetes.put("taken", [address], 8000)
+        stage.world.pass_time(40.0)
+        self.assertEqual((stage.world.carriers(address), address in stage.world.holders()), ([], False))
+        self.assertLess(sum(host.threads[2].calls for host in stage.world.hosts) - asked, 30)
+        del stage.world.machines[address]
+        stage.world.pass_time(40.0)
+        self.assertEqual(len(stage.world.carriers(address)), 1)
+        self.assert_settled(stage)
+
+    def test_own_address(self) -> None:
+        """An address of a host's own is never touched there, nor carried elsewhere."""
+        stage = self.stage()
+        (own,) = (interface.ip for interface in stage.world.hosts[1].kernel.own)
+        stage.world.kubernetes.put("greedy", [own], 8000)
+        stage.world.pass_time(40.0)
+        self.assertEqual(stage.world.carriers(own), [])
+        self.assertEqual(stage.world.hosts[1].kernel.foreign, stage.world.hosts[1].kernel.own)
+
+    def test_twin(self) -> None:
+        """An agent with another one's id refuses to run, and the other one does not notice."""
+        stage = self.stage(agents=4)
+        first = stage.carrier
+        twin = next(host for host in stage.world.hosts if host is not first and not host.kernel.entries)
+        twin.stop()
+        stage.world.pass_time(1.0)
+        twin.start(first.name)
+        self.assertEqual(stage.outage(2.0 * stage.world.ttl), 0)
+        self.assertEqual((stage.carrier, first.refusals, len(twin.refusals)), (first, [], 1))
+        self.assertFalse(twin.is_running)
+
+    def test_all_stopped(self) -> None:
+        """When the last agent is stopped, nothing is left anywhere."""
+        stage = self.stage()
+        for host in stage.world.hosts:
+            host.stop()
+            stage.world.pass_time(1.0)
+        self.assertEqual((stage.world.holders(), stage.world.agents()), ({}, set()))
+        for host in stage.world.hosts:
+            self.assertEqual((host.is_running, host.kernel.entries, host.kernel.marks), (False, {}, None))
+
+    def test_spread(self) -> None:
+        """Agents that start together share what there is."""
+        world = World("spread")
+        with world:
+            for number in range(12):
+                world.kubernetes.put(f"service-{number}", [ADDRESSES[number]], 8000)
+            for _ in range(3):
+                world.add_host().start()
+            world.pass_time(5.0)
+            self.assertEqual(world.unsettled(), [])
+            shares = [len(host.kernel.entries) for host in world.hosts]
+        self.assertLessEqual(max(shares), 5)
