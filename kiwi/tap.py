@@ -39,6 +39,7 @@ from .network.addresses import NetlinkAddresses, can_administer, default_interfa
 from .network.announcer import ArpAnnouncer
 from .network.firewall import IptablesFirewall, check_iptables
 from .network.intents import Network
+from .network.interface import NetworkError
 from .network.listener import ArpListener
 from .network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from .network.monitor import NetlinkMonitor
@@ -210,7 +211,10 @@ def _record(chosen: Settings) -> AgentRecord:
 
 def _checked_interface(chosen: Settings) -> str:
     """The interface to use, on a host that can do what Kiwi asks of it."""
-    interface = chosen.interface or default_interface()
+    try:
+        interface = chosen.interface or default_interface()
+    except NetworkError as error:
+        raise SystemExit(f"kiwi: --interface: {error}; give the interface's name") from None
     if interface is None:
         raise SystemExit("kiwi: --interface: there is no default route to take it from; give the interface's name")
     if not interface_exists(interface):
