@@ -53,6 +53,9 @@ class Process:
         @param environment: on top of this process's own.
         @param working: its working directory.
         """
+        # A shell has what it starts in the background ignore SIGINT, and a child would inherit that.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         out, err = directory / f"{name}.out", directory / f"{name}.err"
         with out.open("wb") as out_file, err.open("wb") as err_file:
             popen = subprocess.Popen(
