@@ -237,11 +237,6 @@ class Converger(TwistedService):
             self._next_pass.cancel()
             self._next_pass = None
 
-    @property
-    def holds(self) -> Mapping[IPv4Address, Hold]:
-        """What this agent holds."""
-        return self._holds
-
     # The loop.
 
     def _wake(self) -> None:
