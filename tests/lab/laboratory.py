@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 INTERFACE = "em1"
+SECOND_INTERFACE = "em2"
 ROUTER = IPv4Address("192.168.1.1")
 CLUSTER = IPv4Address("192.168.1.10")
 CLIENT = IPv4Address("192.168.1.100")
@@ -46,6 +47,12 @@ KIWI_OF_CHECKOUT = (sys.executable, "-c", "import sys; from kiwi.tap import main
 """What the console script runs, from the checkout's own code."""
 
 _serials = count(1)
+
+_BOTH_WAYS: Sequence[tuple[str, Callable[[IPv4Address, int], Sequence[str]]]] = (
+    ("OUTPUT", lambda address, port: ("-d", str(address), "--dport", str(port))),
+    ("INPUT", lambda address, port: ("-s", str(address), "--sport", str(port))),
+)
+"""Chains of iptables, and how each one knows the packets to a port of another machine, or from there."""
 
 
 @frozen
@@ -180,6 +187,16 @@ class Host:
         """Put the cable back in."""
         self._lab.switch.ip([f"link set {self.name} up"])
 
+    def block(self, address: IPv4Address, port: int) -> None:
+        """Lose whatever the host sends to a TCP port of another one, and whatever comes from there."""
+        for chain, direction in _BOTH_WAYS:
+            self.run("iptables", "-w", "-A", chain, "-p", "tcp", *direction(address, port), "-j", "DROP")
+
+    def unblock(self, address: IPv4Address, port: int) -> None:
+        """Lose it no longer."""
+        for chain, direction in _BOTH_WAYS:
+            self.run("iptables", "-w", "-D", chain, "-p", "tcp", *direction(address, port), "-j", "DROP")
+
     def serve(self) -> None:
         """Run the small web server on the host."""
         if self._web is None:
@@ -239,7 +256,7 @@ class Host:
             self._web = None
         # The kernel takes its time to clean a namespace up; the cable is gone at once.
         with contextlib.suppress(LabError):
-            self._lab.switch.ip([f"link delete {self.name}"])
+            self._lab.switch.ip([f"link delete {self.name}", f"link delete {self.name}-2"])
         self.namespace.destroy()
 
 
@@ -383,7 +400,8 @@ class Cluster:
 @define(eq=False)
 class Lab:
     """
-    A LAN 192.168.1.0/24: a switch that is also the router, some hosts, a client and a cluster.
+    A LAN 192.168.1.0/24: a switch that is also the router, some hosts, a client and a cluster. Hosts and client are also
+    on a second LAN, 192.168.2.0/24, by their interface C{em2}, with the same last number.
 
     Everything is gone after L{close}, which also happens when the process exits in any way in which Python can still
     act; the next lab on the machine removes what is left of one that was killed.
@@ -434,6 +452,7 @@ class Lab:
             self.switch = Namespace(owned_name(self._serial, "switch"))
             ip_batch([f"netns add {self.switch.name}"])
             self.switch.ip(["link add lan type bridge", f"addr add {ROUTER}/24 dev lan", "link set lan up"])
+            self.switch.ip(["link add lan2 type bridge", "link set lan2 up"])
             self.cluster = Cluster(self._host("cluster", CLUSTER), self)
             self.client = self._host("client", CLIENT)
             self._build_hosts()
@@ -527,6 +546,8 @@ class Lab:
                 f"netns set {namespace.name} {number}",
                 f"link add {name} type veth peer name {INTERFACE} netns {namespace.name}",
                 f"link set {name} master lan up",
+                f"link add {name}-2 type veth peer name {SECOND_INTERFACE} netns {namespace.name}",
+                f"link set {name}-2 master lan2 up",
             ]
         )
         namespace.ip(
@@ -535,6 +556,8 @@ class Lab:
                 f"addr add {address}/24 dev {INTERFACE}",
                 f"link set {INTERFACE} up",
                 f"route add default via {ROUTER}",
+                f"addr add {IPv4Address('192.168.2.0') + int(address) % 256}/24 dev {SECOND_INTERFACE}",
+                f"link set {SECOND_INTERFACE} up",
             ]
         )
         return Host(name, address, namespace, number, self)
