@@ -137,7 +137,7 @@ class Converger(TwistedService):
     _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
-    _leaving: bool = field(default=False, init=False)
+    _leaving_since: float | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
     _newest_agent: float = field(default=-inf, init=False)
     _is_refused: bool = field(default=False, init=False)
@@ -148,6 +148,7 @@ class Converger(TwistedService):
     _rests: dict[Subject, float] = field(factory=dict, init=False)
     _store_trouble: bool = field(default=False, init=False)
     _draining: bool = field(default=False, init=False)
+    _draining_since: float = field(default=-inf, init=False)
     _drained: Deferred[None] = field(factory=Deferred, init=False)
     _next_pass: IDelayedCall | None = field(default=None, init=False)
     _rested_at: float = field(default=0.0, init=False)
@@ -222,7 +223,7 @@ class Converger(TwistedService):
     def drain(self) -> Deferred[None]:
         """Take everything back, in order; fires when nothing is left."""
         if not self._draining:
-            self._draining = True
+            self._draining, self._draining_since = True, self.clock.seconds()
             self.log.info("{agent}: going; taking everything back", agent=self.terms.id)
             self._wake()
         return self._drained
@@ -331,9 +332,10 @@ class Converger(TwistedService):
             failures=self._failures,
             rests=self._rests,
             draining=self._draining,
+            draining_since=self._draining_since,
             unmarked=self._unmarked,
             registered=self._registered,
-            leaving=self._leaving,
+            leaving_since=self._leaving_since,
         )
 
     def _select(self) -> Mapping[IPv4Address, frozenset[Mark]] | None:
@@ -516,7 +518,8 @@ class Converger(TwistedService):
         self._store_answered(RECORD)
         if isinstance(result, Granted):
             self._registration_due = False
-            self._registered, self._leaving = True, step.record.leaving
+            self._registered = True
+            self._leaving_since = self.clock.seconds() if step.record.leaving else None
             if self._admitted is None:
                 self._admitted = self.clock.seconds()
         elif step.record.leaving:

@@ -36,6 +36,14 @@ L{kiwi.network.addresses}). So whenever one address is written, all are. Up to L
 well within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it. Somebody
 else who writes an address of this host in the second before ours end can make the kernel a second late, too; that
 matters only if this agent is dead at that moment, and is not provided for.
+
+Note [Handing over]
+~~~~~~~~~~~~~~~~~~~
+An address that is given back does not answer until another agent has it. So an agent that leaves tells the others
+first, and goes on carrying for L{TIME_TO_PREPARE}, in which those that will try first mark the traffic: that takes
+longer than all the rest of a takeover. Then it gives back only so many addresses at once as change hands in some
+milliseconds, and carries the others on until it is their turn. All of that is a courtesy with an end: where the store
+does not answer or nobody else is there, and after L{LONGEST_HAND_OVER} in any case, everything is given back at once.
 """
 
 from __future__ import annotations
@@ -101,6 +109,13 @@ TRIES_IN_TROUBLE = 4
 
 TRIES_TO_PROVISION = 3
 """Failures in a row after which an agent that cannot put up what it has claimed lets others try."""
+
+
+HAND_OVER_TOGETHER = 16
+"""Addresses that a leaving agent takes off the interface before the store has answered to their releases."""
+
+TIME_TO_PREPARE, LONGEST_PREPARATION, LONGEST_HAND_OVER = 0.1, 0.5, 2.0
+"""See Note [Handing over]. Seconds: from when the others were told, and twice from when the agent began to leave."""
 
 
 @frozen
@@ -175,9 +190,10 @@ class Situation:
     @ivar failures: how often in a row something failed.
     @ivar rests: until when something that failed is left alone.
     @ivar draining: the agent is going, and takes everything with it.
+    @ivar draining_since: since when.
     @ivar unmarked: no trace of ours is left in the firewall.
     @ivar registered: the agent's record may be in the store.
-    @ivar leaving: the record that is there says that the agent is leaving.
+    @ivar leaving_since: since when the record that is there says that the agent is leaving; C{None} where it does not.
     """
 
     now: float
@@ -208,9 +224,10 @@ class Situation:
     failures: Mapping[Subject, int] = field(factory=dict)
     rests: Mapping[Subject, float] = field(factory=dict)
     draining: bool = False
+    draining_since: float = -inf
     unmarked: bool = False
     registered: bool = False
-    leaving: bool = False
+    leaving_since: float | None = None
 
 
 @frozen
@@ -255,6 +272,10 @@ class _Planner:
         known = situation.claims.holders if situation.claims else {}
         self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
         self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
+        agents = situation.claims.agents.values() if situation.claims else ()
+        self.staying = {record.id for record in agents if not record.leaving}
+        self.handing_over = self._is_handing_over()
+        self.not_yet = self._waiting_for_their_turn()
         self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
         self.kept = {a for a in self.live if self._is_wanted_here(a) and not self._is_given_up(a)}
         self.claims_to_ask: float = inf
@@ -292,7 +313,33 @@ class _Planner:
 
     def _is_wanted_here(self, address: IPv4Address) -> bool:
         """Whether this agent would carry an address that it holds. Services that are not known want what they did."""
-        return not self.see.draining and self.ready and (self.see.wanted is None or address in self.see.wanted)
+        if self.see.draining and address not in self.not_yet:
+            return False
+        return self.ready and (self.see.wanted is None or address in self.see.wanted)
+
+    def _is_handing_over(self) -> bool:
+        """Whether this agent is leaving and others are ready to have what it carries. See Note [Handing over]."""
+        return (
+            self.see.draining
+            and not self.see.store_troubled
+            and bool(self.staying - {self.terms.id})
+            and self._is_ahead(self.see.draining_since + LONGEST_HAND_OVER)
+        )
+
+    def _waiting_for_their_turn(self) -> AbstractSet[IPv4Address]:
+        """What a leaving agent still carries. See Note [Handing over]."""
+        if not self.handing_over:
+            return frozenset()
+        carried = sorted(self.live.keys() & self.assigned.keys())
+        told = self.see.leaving_since
+        prepared = (self.see.draining_since + LONGEST_PREPARATION) if told is None else told + TIME_TO_PREPARE
+        if self._is_ahead(prepared):
+            return frozenset(carried)
+        going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
+        return frozenset(carried[max(0, HAND_OVER_TOGETHER - going) :])
+
+    def _asked_about_what_is_not_held(self) -> int:
+        return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)
 
     def _is_given_up(self, address: IPv4Address) -> bool:
         """Whether an address that is held cannot be put up here, so that another agent should try."""
@@ -329,8 +376,8 @@ class _Planner:
         if see.draining and see.registered:
             asked = any(isinstance(subject, ClaimTo) for subject in see.busy)
             if not (claiming or asked or self.live or self.assigned or see.host is None):
-                yield Deregister(leaving if see.leaving else record)
-            elif not see.leaving:
+                yield Deregister(record if see.leaving_since is None else leaving)
+            elif see.leaving_since is None:
                 yield Register(leaving, record)
         elif not see.draining and see.registration_due and see.claims is not None:
             there = see.claims.agents.get(self.terms.id)
@@ -393,24 +440,40 @@ class _Planner:
 
     def _firewall(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
         """
-        Marks do nothing where the address is not, so those of an address that is being claimed may be set meanwhile;
-        but not over and over while the store does not answer. They stay as long as the address may be there.
+        Marks do nothing where the address is not, so those of an address that is being claimed may be set meanwhile,
+        or before that (Note [Handing over]); but not over and over while the store does not answer. They stay as long
+        as the address may be there.
         """
         see = self.see
         if not self._is_available(FIREWALL):
             return
         there = self.assigned.keys() | see.assigning
         if see.draining:
-            if not see.unmarked and not there:
+            handing_over = self.handing_over and (self.live or self._asked_about_what_is_not_held())
+            if not (see.unmarked or there or handing_over):
                 yield Unmark()
         elif see.marks_stale:
             yield LookAtMarks()
         elif see.wanted is not None:
-            marked = self.kept | self.adopting | (set() if see.store_troubled else trying)
+            marked = self.kept | self.adopting
+            if not see.store_troubled:
+                marked |= trying | self._about_to_be_free()
             due = frozenset(mark for a in marked for mark in see.wanted.get(a, ()))
             due |= frozenset(mark for mark in see.marks or () if mark.address in there - marked)
             if due != see.marks:
                 yield MarkTraffic(due)
+
+    def _about_to_be_free(self) -> AbstractSet[IPv4Address]:
+        """What agents carry that are leaving, and what this one will be the first to try for."""
+        see = self.see
+        leaving = {record.id for record in see.claims.agents.values() if record.leaving} if see.claims else set()
+        if not leaving or see.admitted is None or not self.ready:
+            return frozenset()
+        return {
+            a
+            for a, holder in self.holders.items()
+            if holder in leaving and a in (see.wanted or ()) and not rank(a, self.terms.id, self.staying)
+        }
 
     def _announcements(self) -> Iterable[Step]:
         if not self._is_available(NEIGHBOURS):
@@ -424,7 +487,7 @@ class _Planner:
             yield Announce(due)
 
     def _renewals(self) -> Iterable[Step]:
-        if self.see.draining or self.see.admitted is None:
+        if self.see.admitted is None:
             return
         due = [a for a in self.kept if a in self.see.renewals_due or self._is_doubtful(a)]
         due += [
@@ -468,10 +531,9 @@ class _Planner:
             return
         if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
             return
-        agents = [record.id for record in see.claims.agents.values() if not record.leaving]
-        others = len(set(agents) - {self.terms.id})
+        others = len(self.staying - {self.terms.id})
         fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE) + 1
-        carried = len(self.live) + sum(isinstance(s, ClaimTo) and s.address not in self.live for s in see.busy)
+        carried = len(self.live) + self._asked_about_what_is_not_held()
         for address in see.wanted:
             if address in self.live or address in self.holders or address in self.assigned:
                 continue
@@ -479,7 +541,7 @@ class _Planner:
                 continue
             if not self._is_safe(address):
                 continue
-            before = rank(address, self.terms.id, agents)
+            before = rank(address, self.terms.id, self.staying)
             if carried >= fair:
                 before += others
             turn = max(see.free_since.get(address, self.now), settled) + before * STAGGER

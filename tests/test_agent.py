@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from kiwi.claims.interface import Granted, IClaimStore, Released, Taken, Unavailable
 from kiwi.model import AgentRecord, Claims, Protocol, ServicePort
+from kiwi.planning import LONGEST_HAND_OVER
 
 from .world import ADDRESS, OTHER, SimulatedHost, World, mark, service
 
@@ -302,9 +303,9 @@ class TakeoverTests(AgentTestCase):
         """An agent that cannot give its claims back takes its addresses down all the same, and ends in time."""
         self.stores[self.first.name].hangs = True
         stopped = self.first.stop()
-        self.world.pass_time(0.1)
+        self.world.pass_time(LONGEST_HAND_OVER + 0.1)
         self.assertEqual((self.first.carried, self.first.firewall.read()), (set(), None))
-        self.world.pass_time(4)
+        self.world.pass_time(2)
         self.successResultOf(stopped)
 
     def test_link_down(self) -> None:

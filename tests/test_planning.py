@@ -13,9 +13,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, Protocol
 from kiwi.planning import (
+    HAND_OVER_TOGETHER,
+    LONGEST_HAND_OVER,
+    LONGEST_PREPARATION,
     LONGEST_SETTLING,
     SETTLING,
     STAGGER,
+    TIME_TO_PREPARE,
     TRIES_IN_TROUBLE,
     TRIES_TO_PROVISION,
     Announced,
@@ -296,13 +300,99 @@ class WayOutTests(SynchronousTestCase):
         draining = evolve(CARRIED, draining=True)
         leaving = evolve(ME, leaving=True)
         self.assertEqual(plan(draining, TERMS).steps, (Register(leaving, ME), Unassign(frozenset({ADDRESS}))))
-        unassigned = evolve(draining, leaving=True, host=Host(LINK))
+        unassigned = evolve(draining, leaving_since=NOW, host=Host(LINK))
         self.assertEqual(plan(unassigned, TERMS).steps, (Unmark(), Release(ADDRESS)))
         releasing = evolve(unassigned, unmarked=True, holds={}, claims=Claims(), busy={ClaimTo(ADDRESS)})
         self.assertEqual(plan(releasing, TERMS).steps, ())
         released = evolve(releasing, busy=frozenset())
         self.assertEqual(plan(released, TERMS).steps, (Deregister(leaving),))
         self.assertEqual(plan(evolve(released, registered=False), TERMS), Plan())
+
+
+class HandingOverTests(SynchronousTestCase):
+    """An agent that leaves others behind lets them get ready, and gives back what it carries bit by bit."""
+
+    other = AgentRecord("other", "host", "there", "2")
+    leaving = evolve(ME, leaving=True)
+    alone = Claims({ADDRESS: "me"}, {"me": leaving})
+    claims = evolve(alone, agents={"me": leaving, "other": other})
+    going = evolve(CARRIED, claims=claims, draining=True, draining_since=NOW, leaving_since=NOW)
+
+    def test_others_get_ready(self) -> None:
+        """While the others get ready, it goes on as before; then the address goes."""
+        self.assertEqual(plan(self.going, TERMS), Plan((), NOW + TIME_TO_PREPARE))
+        beaten = evolve(self.going, renewals_due={ADDRESS})
+        self.assertEqual(plan(beaten, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+        ready = evolve(self.going, now=NOW + TIME_TO_PREPARE)
+        self.assertEqual(plan(ready, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+
+    def test_not_told(self) -> None:
+        """If the others cannot be told, it does not wait for long."""
+        untold = evolve(self.going, leaving_since=None, busy={RECORD})
+        self.assertEqual(plan(untold, TERMS), Plan((), NOW + LONGEST_PREPARATION))
+        late = evolve(untold, now=NOW + LONGEST_PREPARATION)
+        self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+
+    def test_nobody_to_wait_for(self) -> None:
+        """Without others, or while the store does not answer or the link is down, everything goes at once."""
+        for alone in (
+            evolve(self.going, claims=self.alone),
+            evolve(self.going, claims=evolve(self.alone, agents={"other": evolve(self.other, leaving=True)})),
+            evolve(self.going, store_troubled=True),
+            evolve(self.going, host=Host(evolve(LINK, ready=False), {ADDRESS: NOW + 7})),
+        ):
+            self.assertIn(Unassign(frozenset({ADDRESS})), plan(alone, TERMS).steps)
+
+    def test_bit_by_bit(self) -> None:
+        """No more is under way than can change hands in some milliseconds; in the end, all of it is."""
+        many = [IPv4Address("192.168.1.100") + number for number in range(HAND_OVER_TOGETHER + 2)]
+        going = evolve(
+            self.going,
+            wanted={a: frozenset({Mark(a, Protocol.TCP, 80, "many")}) for a in many},
+            holds={a: Hold(a, NOW, NOW) for a in many},
+            claims=evolve(self.claims, holders=dict.fromkeys(many, "me")),
+            host=Host(LINK, dict.fromkeys(many, NOW + 7)),
+            extended=dict.fromkeys(many, NOW + 20),
+            announced=dict.fromkeys(many, Announced(6, NOW + 60)),
+            draining_since=NOW - 1,
+            leaving_since=NOW - 1,
+        )
+        first = frozenset(many[:HAND_OVER_TOGETHER])
+        self.assertEqual(plan(going, TERMS).steps, (Unassign(first),))
+        off = evolve(going, host=Host(LINK, dict.fromkeys(many[HAND_OVER_TOGETHER:], NOW + 7)))
+        self.assertEqual(set(plan(off, TERMS).steps), {Release(a) for a in first})
+        released = evolve(
+            off,
+            holds={a: Hold(a, NOW, NOW) for a in many[HAND_OVER_TOGETHER:]},
+            busy={ClaimTo(a) for a in many[1:HAND_OVER_TOGETHER]},
+            heard=dict.fromkeys(first),
+        )
+        self.assertEqual(plan(released, TERMS).steps, (Unassign(frozenset({many[HAND_OVER_TOGETHER]})),))
+        late = evolve(going, draining_since=NOW - LONGEST_HAND_OVER)
+        self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset(many)),))
+
+    def test_marks_stay(self) -> None:
+        """What takes time on the host is left for when the addresses are with others."""
+        off = evolve(self.going, host=Host(LINK))
+        self.assertEqual(plan(off, TERMS).steps, (Release(ADDRESS),))
+        asked = evolve(off, holds={}, busy={ClaimTo(ADDRESS)}, heard={ADDRESS: "me"})
+        self.assertEqual(plan(asked, TERMS).steps, ())
+        self.assertEqual(plan(evolve(asked, now=NOW + LONGEST_HAND_OVER), TERMS).steps, (Unmark(),))
+        gone = evolve(asked, busy=frozenset(), heard={ADDRESS: None})
+        self.assertEqual(set(plan(gone, TERMS).steps), {Unmark(), Deregister(self.leaving)})
+
+    def test_getting_ready(self) -> None:
+        """Who will try first for what a leaving agent carries marks its traffic, and nobody else does."""
+        ids = ["me", "one", "two"]
+        agents = {i: AgentRecord(i, i, i, i) for i in ids}
+        agents["gone"] = AgentRecord("gone", "host", "there", "3", leaving=True)
+        see = evolve(QUIET, claims=Claims({ADDRESS: "gone"}, agents))
+        first = min(ids, key=lambda i: rank(ADDRESS, i, ids))
+        for agent in ids:
+            marked = (MarkTraffic(frozenset({WEB})),) if agent == first else ()
+            self.assertEqual(plan(see, Terms(agents[agent], 10)).steps, marked)
+        stays = evolve(see, claims=Claims({ADDRESS: "gone"}, {**agents, "gone": evolve(agents["gone"], leaving=False)}))
+        self.assertEqual(plan(stays, Terms(agents[first], 10)).steps, ())
 
 
 class KeepingTests(SynchronousTestCase):
@@ -475,9 +565,10 @@ def situations(draw: st.DrawFn) -> Situation:
         failures=draw(st.dictionaries(subjects, st.integers(0, 5))),
         rests=draw(st.dictionaries(subjects, moments)),
         draining=draw(st.booleans()),
+        draining_since=draw(st.sampled_from([-inf, NOW - 3, NOW - 1, NOW - 0.2, NOW])),
         unmarked=draw(st.booleans()),
         registered=draw(st.booleans()),
-        leaving=draw(st.booleans()),
+        leaving_since=draw(st.sampled_from([None, NOW - 0.05, NOW - 1])),
     )
 
 
@@ -518,8 +609,14 @@ class PropertyTests(SynchronousTestCase):
         self.assertFalse(
             see.admitted is None and [step for step in made.steps if isinstance(step, Acquire | Renew | Release)]
         )
-        going = (Acquire, Probe, Renew, Assign, Announce, MarkTraffic)
-        self.assertFalse(see.draining and [step for step in made.steps if isinstance(step, going)])
+        if see.draining:
+            self.assertEqual([step for step in made.steps if isinstance(step, Acquire | Probe | MarkTraffic)], [])
+            carrying_on = [step for step in made.steps if isinstance(step, Assign | Announce)]
+            self.assertTrue(all(each.address in assigned for step in carrying_on for each in step.assignments))
+            going_on = {a for step in made.steps if isinstance(step, Renew) for a in step.addresses}
+            self.assertTrue(going_on <= assigned & live)
+            if see.draining_since + LONGEST_HAND_OVER <= NOW:
+                self.assertEqual((carrying_on, going_on), ([], set()))
         busy = [subject for step in made.steps for subject in step.subjects]
         self.assertEqual(len(busy), len(set(busy)), made.steps)
         self.assertFalse([s for s in busy if s in see.busy or see.rests.get(s, NOW) > NOW], made.steps)

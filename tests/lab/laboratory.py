@@ -400,8 +400,8 @@ class Cluster:
 @define(eq=False)
 class Lab:
     """
-    A LAN 192.168.1.0/24: a switch that is also the router, some hosts, a client and a cluster. Hosts and client are also
-    on a second LAN, 192.168.2.0/24, by their interface C{em2}, with the same last number.
+    A LAN 192.168.1.0/24: a switch that is also the router, some hosts, a client and a cluster. All but the switch are
+    also on a second LAN, 192.168.2.0/24, by their interface C{em2} and with the same last number.
 
     Everything is gone after L{close}, which also happens when the process exits in any way in which Python can still
     act; the next lab on the machine removes what is left of one that was killed.
