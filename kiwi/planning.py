@@ -32,7 +32,8 @@ next 20 ms, and is put off by up to 0.25 s to the next whole second (C{check_lif
 C{net/ipv4/devinet.c}). So an address whose lifetime ends 0.1 s after another one's is removed a whole second late.
 Lifetimes are whole seconds: what is written together ends together, or whole seconds apart, and then nothing is more
 than 0.25 s late, and 0.26 s more where the kernel's timer is coarse (Note [Two looks at the clock] in
-L{kiwi.network.addresses}). So whenever one address is written, all are. Up to L{WRITTEN_TOGETHER} addresses are written
+L{kiwi.network.addresses}). So whenever one address is written, all are. What is confirmed bit by bit is therefore
+extended when all of it is, or when half a TTL is left. Up to L{WRITTEN_TOGETHER} addresses are written
 well within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it. Somebody
 else who writes an address of this host in the second before ours end can make the kernel a second late, too; that
 matters only if this agent is dead at that moment, and is not provided for.
@@ -426,7 +427,10 @@ class _Planner:
         """Whether the kernel should be told to keep an address, or to keep it for longer."""
         ends = self._ends(address)
         expires = self.assigned.get(address)
-        if expires is None or ends > self.see.extended.get(address, -inf):
+        asked_for = self.see.extended.get(address, -inf)
+        if expires is None:
+            return True
+        if ends > asked_for and not (self.see.renewals_due and self._is_ahead(asked_for - self.terms.ttl / 2)):
             return True
         # Somebody changed the lifetime by hand. Lifetimes are whole seconds, which the kernel tells rounded up.
         return expires > ends + 1.5 or expires < self.now + floor(ends - self.now) - 1.5
@@ -458,8 +462,9 @@ class _Planner:
             marked = self.kept | self.adopting
             if not see.store_troubled:
                 marked |= trying | self._about_to_be_free()
+            going = there - marked
             due = frozenset(mark for a in marked for mark in see.wanted.get(a, ()))
-            due |= frozenset(mark for mark in see.marks or () if mark.address in there - marked)
+            due |= frozenset(mark for mark in see.marks or () if mark.address in going)
             if due != see.marks:
                 yield MarkTraffic(due)
 
