@@ -651,9 +651,11 @@ class Converger(TwistedService):
 
     @_note.register
     def _note_marks(self, step: LookAtMarks, marks: frozenset[Mark] | None) -> None:
-        if self._marks is not None and marks != self._marks:
-            self.log.warn("the firewall's chain was changed by somebody else; mending it")
-        self._marks, self._marks_stale = marks, False
+        if marks != self._marks:
+            if self._marks is not None:
+                self.log.warn("the firewall's chain was changed by somebody else; mending it")
+            self._marks = marks
+        self._marks_stale = False
         self._succeeded(FIREWALL)
 
     @_note.register

@@ -4,11 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address
 
 from attrs import field, frozen
 
 Address = IPv4Address | IPv6Address
+
+
+class _QuickIPv4Address(IPv4Address):
+    """
+    An IPv4 address that remembers its hash. Decisions are made of sets and mappings of addresses, in which the
+    library's hash takes most of the time.
+    """
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, address: int) -> None:
+        super().__init__(address)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"IPv4Address('{self}')"
+
+
+_one_of_each = lru_cache(2**16)(_QuickIPv4Address)
+
+
+@lru_cache(2**16)
+def ipv4(address: str | bytes) -> IPv4Address:
+    """
+    The address that this text, or these four bytes, stand for: the same object each time. Raises
+    L{ipaddress.AddressValueError}, which is a L{ValueError}.
+    """
+    return _one_of_each(int(IPv4Address(address)))
+
+
+def ip(address: str) -> Address:
+    """The address, of either family, that this text stands for. Raises L{ValueError}."""
+    found = ip_address(address)
+    return ipv4(found.packed) if isinstance(found, IPv4Address) else found
 
 
 class Protocol(Enum):
@@ -63,7 +101,7 @@ class Service:
     created: str = ""
 
 
-@frozen(order=True)
+@frozen(order=True, cache_hash=True)
 class Mark:
     """Traffic to one port of one public address, marked on behalf of one Service."""
 

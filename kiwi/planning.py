@@ -112,7 +112,7 @@ TRIES_TO_PROVISION = 3
 """Failures in a row after which an agent that cannot put up what it has claimed lets others try."""
 
 
-HAND_OVER_TOGETHER = 16
+HAND_OVER_TOGETHER = 32
 """Addresses that a leaving agent takes off the interface before the store has answered to their releases."""
 
 TIME_TO_PREPARE, LONGEST_PREPARATION, LONGEST_HAND_OVER = 0.1, 0.5, 2.0

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from kiwi.backoff import Backoff, BackoffPolicy
 from kiwi.http import HTTPError, Response, hedged, request, stream
 from kiwi.logs import logger, printable
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import AgentRecord, Claims, ipv4
 
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 
@@ -407,7 +407,7 @@ class Mirror:
 
     def _address(self, key: str) -> IPv4Address | None:
         try:
-            return IPv4Address(key.removeprefix(self._claims))
+            return ipv4(key.removeprefix(self._claims))
         except AddressValueError:
             return None
 

@@ -12,12 +12,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
-from ipaddress import ip_address
 from typing import Any
 
 from attrs import define, field, frozen
 
-from kiwi.model import Address, Protocol, Service, ServiceName, ServicePort
+from kiwi.model import Address, Protocol, Service, ServiceName, ServicePort, ip
 
 VERSIONS = ("v1", "v1beta3", "v1beta1")
 """The versions that Kiwi speaks, the newest first."""
@@ -235,7 +234,7 @@ def _ports(reader: _Reader, entries: Iterable[Mapping[str, Any]]) -> frozenset[S
 def _address(reader: _Reader, value: object) -> Address | None:
     if isinstance(value, str) and "%" not in value:
         try:
-            return ip_address(value)
+            return ip(value)
         except ValueError:
             pass
     reader.complain(f"public address {_shown(value)} is not an IP address")

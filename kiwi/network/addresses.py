@@ -49,7 +49,7 @@ from pyroute2.netlink.rtnl import (
 )
 from zope.interface import implementer
 
-from kiwi.model import Assignment, Host, Link
+from kiwi.model import Assignment, Host, Link, ipv4
 
 from .interface import Assigned, IAddresses, NetworkError, Unassigned
 
@@ -266,7 +266,7 @@ def decode_default_route(message: bytes) -> DefaultRoute | None:
         several = several[(length + 3) & ~3 :]
     return DefaultRoute(
         next((index for index, _ in hops if index is not None), None),
-        frozenset(IPv4Address(gateway) for _, gateway in hops if gateway is not None),
+        frozenset(ipv4(gateway) for _, gateway in hops if gateway is not None),
         _number(found.get(_RTA_PRIORITY)) or 0,
     )
 
@@ -500,7 +500,7 @@ class NetlinkAddresses:
         index = None if present.link is None else present.link.index
         return Host(
             present.link,
-            {IPv4Address(local): inf if left is None else now + left for local, left in present.ours.items()},
+            {ipv4(local): inf if left is None else now + left for local, left in present.ours.items()},
             frozenset(other.interface for other in present.others if other.link == index),
             frozenset(other.interface for other in present.others),
             frozenset().union(*gateways),
@@ -526,8 +526,8 @@ class NetlinkAddresses:
         except NetworkError as error:
             work.fail(list(work.wanted), str(error))
         return Assigned(
-            {IPv4Address(local): expires for local, expires in work.expires.items()},
-            {IPv4Address(local): reason for local, reason in work.failed.items()},
+            {ipv4(local): expires for local, expires in work.expires.items()},
+            {ipv4(local): reason for local, reason in work.failed.items()},
         )
 
     def unassign(self, addresses: AbstractSet[IPv4Address]) -> Unassigned:
@@ -539,7 +539,7 @@ class NetlinkAddresses:
                 if present.link is not None:
                     ours = sorted({address.packed for address in addresses} & present.ours.keys())
                     refused = self._delete(kernel, present.link.index, ours)
-                    failed = {IPv4Address(local): reason for local, reason in refused.items()}
+                    failed = {ipv4(local): reason for local, reason in refused.items()}
         except NetworkError as error:
             failed = dict.fromkeys(addresses, str(error))
         return Unassigned(frozenset(addresses - failed.keys()), failed)
@@ -572,7 +572,7 @@ class NetlinkAddresses:
             for number, (code, reason) in refused.items():
                 if code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                     local = batch[number]
-                    failed[local] = f"deleting {IPv4Address(local)}/32 from {self.interface}: {reason}"
+                    failed[local] = f"deleting {ipv4(local)}/32 from {self.interface}: {reason}"
         return failed
 
 
@@ -658,7 +658,7 @@ class _Assigning:
             if number in refused:
                 code, reason = refused[number]
                 if code != errno.EEXIST:
-                    self.fail([local], f"assigning {IPv4Address(local)}/32 on {self._interface}: {reason}")
+                    self.fail([local], f"assigning {ipv4(local)}/32 on {self._interface}: {reason}")
             elif later + lifetimes[local] > self.wanted[local]:
                 self._overdue.add(local)
             else:

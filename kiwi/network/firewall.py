@@ -8,13 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError
 from itertools import pairwise
 
 from attrs import define, evolve, field, frozen
 from zope.interface import implementer
 
-from kiwi.model import Mark, Protocol
+from kiwi.model import Mark, Protocol, ipv4
 
 from .interface import IFirewall, NetworkError
 
@@ -241,7 +241,7 @@ class IptablesFirewall:
         if match is None or int(match[5], 0) != self.fwmark:
             return None
         try:
-            return Mark(IPv4Address(match[1]), Protocol(match[2]), int(match[3]), match[4].strip('"'))
+            return Mark(ipv4(match[1]), Protocol(match[2]), int(match[3]), match[4].strip('"'))
         except AddressValueError:
             return None
 

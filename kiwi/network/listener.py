@@ -12,6 +12,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kiwi.model import ipv4
+
 from .arp import ArpSocket, sender_filter
 
 # Note [A link that talks too much]
@@ -83,7 +85,7 @@ class ArpListener(Service):
             own = self._packets.mac()
             for address, mac in self._packets.heard(_FRAMES):
                 if mac != own:
-                    self._tell(IPv4Address(address), mac)
+                    self._tell(ipv4(address), mac)
         except OSError:
             # The interface went down, or away. The next look finds it when it is back.
             return

@@ -12,6 +12,8 @@ from time import sleep
 from attrs import Factory, define, field
 from zope.interface import implementer
 
+from kiwi.model import ipv4
+
 from .arp import DEAF, ArpSocket, arp_probe, send_in_time, sender_filter
 from .interface import INeighbours, NetworkError
 
@@ -118,4 +120,4 @@ class _Asked:
         """Note the answers in what was heard."""
         for sender, mac in heard:
             if mac != self.own and self.probes.pop(sender, None) is not None:
-                self.answers[IPv4Address(sender)] = mac
+                self.answers[ipv4(sender)] = mac
