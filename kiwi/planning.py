@@ -90,8 +90,11 @@ KERNEL_LATENESS = 0.55
 KERNEL_LATENESS_OF_MANY = 1.55
 WRITTEN_TOGETHER = 1000
 
-STAGGER = 0.05
-"""Seconds by which each agent in the ranking for an address lets the one before it go first."""
+STAGGER, STAGGER_OF_EACH = 0.05, 0.001
+"""
+Seconds by which each agent in the ranking for an address lets the one before it go first, and how many more for each
+other address that is free at the same time: the one before may have as many to try for.
+"""
 
 SETTLING, LONGEST_SETTLING = 0.5, 2.0
 """
@@ -99,7 +102,7 @@ Seconds for which an agent that starts lets others be heard of, so that agents t
 one that was heard of for the first time, and at the most.
 """
 
-FAIR_SHARE = 1.15
+FAIR_SHARE = 1.05
 """Times the average, and one more, that an agent takes before it lets all the others go first."""
 
 RENEW_TOGETHER = 16
@@ -539,17 +542,16 @@ class _Planner:
         others = len(self.staying - {self.terms.id})
         fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE) + 1
         carried = len(self.live) + self._asked_about_what_is_not_held()
-        for address in see.wanted:
-            if address in self.live or address in self.holders or address in self.assigned:
-                continue
-            if address in see.foreign or ClaimTo(address) in see.busy:
-                continue
-            if not self._is_safe(address):
+        there = self.live.keys() | self.holders.keys() | self.assigned.keys() | see.foreign
+        free = [a for a in see.wanted if a not in there]
+        stagger = STAGGER + STAGGER_OF_EACH * max(0, len(free) - 1)
+        for address in free:
+            if ClaimTo(address) in see.busy or not self._is_safe(address):
                 continue
             before = rank(address, self.terms.id, self.staying)
             if carried >= fair:
                 before += others
-            turn = max(see.free_since.get(address, self.now), settled) + before * STAGGER
+            turn = max(see.free_since.get(address, self.now), settled) + before * stagger
             if not self._is_ahead(turn) and self._may_ask_about(address):
                 carried += 1
                 yield Acquire(address)

@@ -19,6 +19,7 @@ from kiwi.planning import (
     LONGEST_SETTLING,
     SETTLING,
     STAGGER,
+    STAGGER_OF_EACH,
     TIME_TO_PREPARE,
     TRIES_IN_TROUBLE,
     TRIES_TO_PROVISION,
@@ -230,7 +231,7 @@ class RankingTests(SynchronousTestCase):
         enough = evolve(many, holds={IPv4Address(n): Hold(IPv4Address(n), NOW, NOW) for n in range(9, 129)})
         waiting = plan(enough, TERMS)
         self.assertEqual([step for step in waiting.steps if isinstance(step, Acquire)], [])
-        patient = plan(evolve(enough, now=NOW + 4 * STAGGER), TERMS)
+        patient = plan(evolve(enough, now=NOW + 4 * (STAGGER + 179 * STAGGER_OF_EACH)), TERMS)
         self.assertEqual(len([step for step in patient.steps if isinstance(step, Acquire)]), 180)
 
     def test_second(self) -> None:
@@ -241,6 +242,10 @@ class RankingTests(SynchronousTestCase):
         self.assertEqual(plan(waiting, TERMS), Plan((), NOW + STAGGER))
         later = evolve(waiting, now=NOW + STAGGER)
         self.assertIn(Acquire(ADDRESS), plan(later, TERMS).steps)
+        marks = {ADDRESS: frozenset({WEB}), OTHER: frozenset({DNS})}
+        many = evolve(later, wanted=marks, free_since=dict.fromkeys(marks, NOW))
+        self.assertNotIn(Acquire(ADDRESS), plan(many, TERMS).steps)
+        self.assertIn(Acquire(ADDRESS), plan(evolve(many, now=NOW + (STAGGER + STAGGER_OF_EACH)), TERMS).steps)
 
 
 class WayOutTests(SynchronousTestCase):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from ipaddress import AddressValueError, IPv4Address
+from math import inf
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -100,6 +101,9 @@ HISTORY = "/store"
 
 BURST, BURST_TIME, AFTER_BURST = 100, 1.0, 0.1
 """See Note [The stream that falls silent]. The times are in seconds."""
+
+GATHERING = 0.005
+"""Seconds from one telling of what changed to the next one: what changes hands in a burst is told together."""
 
 LIVED = 1.0
 """Seconds that a stream must have lasted to be opened again without a wait."""
@@ -760,6 +764,7 @@ class _Watch(Service):
     _mirror: Mirror | None = field(default=None, init=False)
     _told: Claims | None = field(default=None, init=False)
     _due: IDelayedCall | None = field(default=None, init=False)
+    _told_at: float = field(default=-inf, init=False)
     _lost: bool = field(default=False, init=False)
     _losses: int = field(default=0, init=False)
     _writing: list[Deferred[Any]] = field(factory=list, init=False)
@@ -862,10 +867,11 @@ class _Watch(Service):
     def heard(self) -> None:
         """Tell how things stand, once all that came together has been heard."""
         if self._due is None:
-            self._due = self.store.clock.callLater(0, self._tell)
+            wait = max(0.0, self._told_at + GATHERING - self.store.clock.seconds())
+            self._due = self.store.clock.callLater(wait, self._tell)
 
     def _tell(self) -> None:
-        self._due = None
+        self._due, self._told_at = None, self.store.clock.seconds()
         if self._mirror is not None:
             self._told = self._known(self._mirror)
             try:

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
 from kiwi.claims.etcd2 import (
+    GATHERING,
     Event,
     Mirror,
     Node,
@@ -334,6 +335,7 @@ class FuzzTests(SynchronousTestCase):
         stage.world.settle()
         stage.store("b").acquire(THREE)
         stage.world.settle()
+        stage.world.clock.advance(GATHERING)
         self.assertEqual(listener.heard[-1].holders.get(THREE), "b")
         service.stopService()
         self.assertEqual(self.flushLoggedErrors(), [])
