@@ -21,7 +21,7 @@ from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
 from .model import Assignment, Claims, Hold, Host, Mark, Service, ServiceName
 from .network.interface import Assigned, NetworkError, Unassigned
-from .planning import Announced, Plan, Situation, Terms, plan
+from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, plan
 from .selection import Network, Refusal, Selection, select
 from .steps import (
     ADDRESSES,
@@ -140,6 +140,9 @@ class Converger(TwistedService):
     _leaving_since: float | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
     _newest_agent: float = field(default=-inf, init=False)
+    _known_until: dict[str, float] = field(factory=dict, init=False)
+    _recalled: AbstractSet[str] = field(default=frozenset(), init=False)
+    _recalled_until: float = field(default=-inf, init=False)
     _is_refused: bool = field(default=False, init=False)
     _twin_until: float | None = field(default=None, init=False)
     _unmarked: bool = field(default=False, init=False)
@@ -181,6 +184,7 @@ class Converger(TwistedService):
         for address, holder in claims.holders.items():
             if holder != self.terms.id:
                 self._carried.setdefault(address, (holder, now))
+        self._recall_agents(claims, now)
         if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
             self._newest_agent = now
         lost = claims.lost and not (self._claims and self._claims.lost)
@@ -191,6 +195,17 @@ class Converger(TwistedService):
             self._wary_until = now + self.terms.ttl
         self._claims = claims
         self._wake()
+
+    def _recall_agents(self, claims: Claims, now: float) -> None:
+        """
+        When a store that was away comes back, the records of all agents have ended, and each one that is alive would
+        think itself alone. Those that were known when this agent's own record was still there are as alive as it is.
+        """
+        before = self._claims.agents if self._claims else {}
+        self._known_until = {a: until for a, until in self._known_until.items() if now < until + self.terms.ttl}
+        self._known_until.update(dict.fromkeys(before, now))
+        if self.terms.id in before and self.terms.id not in claims.agents:
+            self._recalled, self._recalled_until = self._known_until.keys() - {self.terms.id}, now + LONGEST_SETTLING
 
     def host_changed(self) -> None:
         """Something about the host's addresses or links changed."""
@@ -328,6 +343,7 @@ class Converger(TwistedService):
             registration_due=self._registration_due,
             admitted=self._admitted,
             newest_agent=self._newest_agent,
+            recalled=self._recalled if now < self._recalled_until else frozenset(),
             busy=self._busy,
             failures=self._failures,
             rests=self._rests,

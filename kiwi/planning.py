@@ -190,6 +190,7 @@ class Situation:
     @ivar registration_due: the agent's record wants to be written (again).
     @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
     @ivar newest_agent: when an agent was last heard of for the first time.
+    @ivar recalled: agents whose records have ended together with this agent's own, and that may be as alive as it is.
     @ivar busy: what steps are working on right now.
     @ivar failures: how often in a row something failed.
     @ivar rests: until when something that failed is left alone.
@@ -224,6 +225,7 @@ class Situation:
     registration_due: bool = False
     admitted: float | None = -inf
     newest_agent: float = -inf
+    recalled: AbstractSet[str] = frozenset()
     busy: AbstractSet[Subject] = frozenset()
     failures: Mapping[Subject, int] = field(factory=dict)
     rests: Mapping[Subject, float] = field(factory=dict)
@@ -277,7 +279,8 @@ class _Planner:
         self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
         self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
         agents = situation.claims.agents.values() if situation.claims else ()
-        self.staying = {record.id for record in agents if not record.leaving}
+        self.leaving = {record.id for record in agents if record.leaving}
+        self.staying = ({record.id for record in agents} | situation.recalled) - self.leaving
         self.handing_over = self._is_handing_over()
         self.not_yet = self._waiting_for_their_turn()
         self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
@@ -474,13 +477,12 @@ class _Planner:
     def _about_to_be_free(self) -> AbstractSet[IPv4Address]:
         """What agents carry that are leaving, and what this one will be the first to try for."""
         see = self.see
-        leaving = {record.id for record in see.claims.agents.values() if record.leaving} if see.claims else set()
-        if not leaving or see.admitted is None or not self.ready:
+        if not self.leaving or see.admitted is None or not self.ready:
             return frozenset()
         return {
             a
             for a, holder in self.holders.items()
-            if holder in leaving and a in (see.wanted or ()) and not rank(a, self.terms.id, self.staying)
+            if holder in self.leaving and a in (see.wanted or ()) and not rank(a, self.terms.id, self.staying)
         }
 
     def _announcements(self) -> Iterable[Step]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from math import inf
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -299,6 +300,22 @@ class TakeoverTests(AgentTestCase):
             ],
         )
 
+    def test_all_forgotten(self) -> None:
+        """When the store comes back after the end of all claims and records, nobody thinks itself alone."""
+        for store in self.stores.values():
+            store.reachable = False
+        self.world.pass_time(self.world.ttl + 1)
+        self.assertEqual(self.world.carriers(ADDRESS), [])
+        services = [service(f"web-{n}", IPv4Address("192.168.1.100") + n) for n in range(90)]
+        self.world.tell(*services)
+        for store in self.stores.values():
+            store.reachable = True
+            self.world.pass_time(0.1)
+        self.world.pass_time(2)
+        shares = [len(host.carried) for host in self.world.hosts]
+        self.assertEqual(sum(shares), 90)
+        self.assertTrue(all(24 <= share <= 36 for share in shares), shares)
+
     def test_stopped_while_store_hangs(self) -> None:
         """An agent that cannot give its claims back takes its addresses down all the same, and ends in time."""
         self.stores[self.first.name].hangs = True
@@ -336,6 +353,68 @@ class TakeoverTests(AgentTestCase):
 
 
 MAC = bytes.fromhex("0200000000aa")
+
+
+@implementer(IClaimStore)
+@define(eq=False)
+class DistantStore(BrokenStore):
+    """
+    A store whose answers and events take a while.
+
+    @ivar tries: when each try for a claim was made, by whichever agent.
+    """
+
+    clock: Clock = field(kw_only=True)
+    tries: list[float] = field(kw_only=True)
+    delay: float = 0.02
+
+    def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
+        return deferLater(self.clock, self.delay, ask)
+
+    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+        self.tries.append(self.clock.seconds())
+        return super().acquire(address)
+
+    def watch(self, changed):  # type: ignore[no-untyped-def]
+        def later(claims: Claims) -> None:
+            self.clock.callLater(self.delay, changed, claims)
+
+        return self.inner.watch(later)
+
+
+class CrowdTests(SynchronousTestCase):
+    """A hundred agents."""
+
+    def setUp(self) -> None:
+        self.world = World()
+        self.addCleanup(self.world.stop)
+        self.tries: list[float] = []
+        for _ in range(100):
+            self.world.host(self._store)
+        self.world.pass_time(3)
+
+    def _store(self, agent_id: str) -> IClaimStore:
+        inner = self.world.claims.store(agent_id, self.world.ttl)
+        return DistantStore(inner, clock=self.world.clock, tries=self.tries)
+
+    def test_new_address(self) -> None:
+        """All of them hear of a new address, and few try for it."""
+        self.world.tell(WEB)
+        self.world.pass_time(2)
+        self.assertEqual(len(self.world.carriers(ADDRESS)), 1)
+        self.assertIn(len(self.tries), range(1, 4))
+
+    def test_expiry(self) -> None:
+        """All of them see that the claim of a dead agent ends, and few try for it."""
+        self.world.tell(WEB)
+        self.world.pass_time(2)
+        (carrier,) = self.world.carriers(ADDRESS)
+        del self.tries[:]
+        carrier.kill()
+        self.world.pass_time(self.world.ttl + 2)
+        self.assertNotIn(carrier, self.world.carriers(ADDRESS))
+        self.assertEqual(len(self.world.carriers(ADDRESS)), 1)
+        self.assertIn(len(self.tries), range(1, 6))
 
 
 class NeighbourTests(AgentTestCase):

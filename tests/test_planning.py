@@ -221,6 +221,14 @@ class RankingTests(SynchronousTestCase):
         leaving = Claims({}, {first: AgentRecord(first, "host", "there", "2", leaving=True)})
         self.assertIn(Acquire(ADDRESS), plan(evolve(QUIET, claims=leaving, free_since={ADDRESS: NOW}), TERMS).steps)
 
+    def test_recalled(self) -> None:
+        """An agent whose record ended together with this agent's own is let go first, unless it is leaving."""
+        first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
+        recalled = evolve(QUIET, recalled={first}, free_since={ADDRESS: NOW})
+        self.assertEqual(plan(recalled, TERMS), Plan((), NOW + STAGGER))
+        leaving = Claims({}, {first: AgentRecord(first, "host", "there", "2", leaving=True)})
+        self.assertIn(Acquire(ADDRESS), plan(evolve(recalled, claims=leaving), TERMS).steps)
+
     def test_fair_share(self) -> None:
         """An agent that has more than its share lets all the others go first."""
         claims = Claims({}, {name: AgentRecord(name, name, name, name) for name in ("me", "a", "b")})
@@ -566,6 +574,7 @@ def situations(draw: st.DrawFn) -> Situation:
         registration_due=draw(st.booleans()),
         admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
         newest_agent=draw(st.floats(NOW - 20, NOW)),
+        recalled=draw(st.frozensets(ids)),
         busy=draw(st.frozensets(subjects)),
         failures=draw(st.dictionaries(subjects, st.integers(0, 5))),
         rests=draw(st.dictionaries(subjects, moments)),
