@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from attrs import field, frozen
 
-from .model import Address, Host, Mark, Service, ServiceName
+from .model import Address, Host, Mark, Service, ServiceName, ServicePort
 
 Network = IPv4Network | IPv6Network
 
@@ -74,8 +75,8 @@ def select(services: Iterable[Service], host: Host, ranges: Sequence[Network]) -
                 refusals.append(Refusal(service.name, address, reason))
             elif isinstance(address, IPv4Address):
                 taken = wanted.setdefault(address, {}) if service.ports else {}
-                for port in sorted(service.ports):
-                    mark = Mark(address, port.protocol, port.port, str(service.name))
+                for port in sorted(service.ports, key=_order):
+                    mark = _mark(address, port, service.name)
                     first = taken.setdefault((port.protocol, port.port), mark)
                     if first != mark:
                         refusals.append(
@@ -87,11 +88,25 @@ def select(services: Iterable[Service], host: Host, ranges: Sequence[Network]) -
     )
 
 
-def _age(service: Service) -> tuple[bool, str, ServiceName]:
+def _age(service: Service) -> tuple[bool, str, str, str]:
     """Older Services sort first, and those of unknown age last."""
-    return (not service.created, service.created, service.name)
+    return (not service.created, service.created, service.name.namespace, service.name.name)
 
 
+def _order(port: ServicePort) -> tuple[str, int]:
+    return (port.protocol.value, port.port)
+
+
+# Every change of one Service has all of them looked at again. What was the same before is the same object then, and
+# compares at once.
+
+
+@lru_cache(2**16)
+def _mark(address: IPv4Address, port: ServicePort, service: ServiceName) -> Mark:
+    return Mark(address, port.protocol, port.port, str(service))
+
+
+@lru_cache(2**16)
 def _special_kind(address: IPv4Address) -> str | None:
     """What an address is that no host may have, whatever the ranges say (RFC 6890)."""
     if address.is_loopback:
