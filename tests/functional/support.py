@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.lab.laboratory import Host, Lab
+from tests.lab.laboratory import ETCD_PORT, Host, Lab, service
 from tests.lab.processes import Process
 
 ADDRESS = IPv4Address("192.168.1.41")
@@ -76,9 +76,13 @@ class AgentTestCase(SynchronousTestCase):
             shared_lab.cache_clear()
             raise
 
-    def start_agents(self, *options: str, hosts: Sequence[Host] = ()) -> dict[str, Process]:
+    def start_agents(
+        self, *options: str, hosts: Sequence[Host] = (), store_port: int = ETCD_PORT
+    ) -> dict[str, Process]:
         """Start an agent on each of these hosts, or on all; their processes by host name, once all are known."""
-        started = {host.name: self.lab.start_agent(host, *options) for host in hosts or self.lab.hosts}
+        started = {
+            host.name: self.lab.start_agent(host, *options, store_port=store_port) for host in hosts or self.lab.hosts
+        }
 
         def known() -> bool:
             for agent in started.values():
@@ -143,3 +147,30 @@ class AgentTestCase(SynchronousTestCase):
         while time.monotonic() < end:
             self.assertTrue(condition())
             time.sleep(0.02)
+
+
+class CarriedTestCase(AgentTestCase):
+    """Three agents, one of which carries the address of a Service."""
+
+    options: tuple[str, ...] = ()
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agents = self.start_agents(*self.options)
+        self.serve()
+        self.lab.cluster.create(service("web", [ADDRESS]))
+        self.carrier = self.lab.wait_for_carrier(ADDRESS)
+        self.wait_for_marks(self.carrier, rule())
+
+    @property
+    def carrying(self) -> Process:
+        return self.agents[self.carrier.name]
+
+    def wait_for_another(self, limit: float = 25.0) -> Host:
+        """Wait until another host than the first carrier has the address; that host."""
+
+        def another() -> list[Host]:
+            return [host for host in self.lab.carriers(ADDRESS) if host is not self.carrier]
+
+        (host,) = self.lab.wait_until(another, "another carrier", limit)
+        return host

@@ -5,40 +5,12 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.lab.laboratory import Host, service
-from tests.lab.processes import Process
+from tests.lab.laboratory import service
 
-from .support import ADDRESS, AgentTestCase, rule
+from .support import ADDRESS, AgentTestCase, CarriedTestCase, rule
 
 EXIT_LIMIT = 7.0
 """Seconds. An exit takes 5 at most; the rest is for a busy machine."""
-
-
-class CarriedTestCase(AgentTestCase):
-    """Three agents, one of which carries the address of a Service."""
-
-    options: tuple[str, ...] = ()
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.agents = self.start_agents(*self.options)
-        self.serve()
-        self.lab.cluster.create(service("web", [ADDRESS]))
-        self.carrier = self.lab.wait_for_carrier(ADDRESS)
-        self.wait_for_marks(self.carrier, rule())
-
-    @property
-    def carrying(self) -> Process:
-        return self.agents[self.carrier.name]
-
-    def wait_for_another(self, limit: float = 25.0) -> Host:
-        """Wait until another host than the first carrier has the address; that host."""
-
-        def another() -> list[Host]:
-            return [host for host in self.lab.carriers(ADDRESS) if host is not self.carrier]
-
-        (host,) = self.lab.wait_until(another, "another carrier", limit)
-        return host
 
 
 class OrderlyExitTests(CarriedTestCase):

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 
+from .clocks import WallClock
 from .listening import Ears
 from .namespaces import LabError, Namespace, ip_batch, owned_name, sweep
 from .pinging import Pinger
@@ -40,6 +41,7 @@ ROUTER = IPv4Address("192.168.1.1")
 CLUSTER = IPv4Address("192.168.1.10")
 CLIENT = IPv4Address("192.168.1.100")
 ETCD_PORT = 2379
+PROXY_PORT = 2389
 API_PORT = 8080
 WEB_PORT = 8080
 
@@ -187,6 +189,40 @@ class Host:
         """Put the cable back in."""
         self._lab.switch.ip([f"link set {self.name} up"])
 
+    def cut_uplink(self) -> None:
+        """Have the switch pass nothing to the host's C{em1} nor from there, while the link itself stays up."""
+        self._lab.switch.ip([f"link set {self.name} type bridge_slave state 0"])
+
+    def mend_uplink(self) -> None:
+        """Have the switch pass it again."""
+        self._lab.switch.ip([f"link set {self.name} type bridge_slave state 3"])
+
+    def cut_second(self) -> None:
+        """Pull the cable of C{em2} out at the switch."""
+        self._lab.switch.ip([f"link set {self.name}-2 down"])
+
+    def plug_second(self) -> None:
+        """Put the cable of C{em2} back in."""
+        self._lab.switch.ip([f"link set {self.name}-2 up"])
+
+    def delete_second(self) -> None:
+        """Delete the interface C{em2}."""
+        self.namespace.ip([f"link delete {SECOND_INTERFACE}"])
+
+    def make_second(self) -> None:
+        """Make the interface C{em2} again, with the host's address and a cable, but with another MAC address."""
+        self._lab.connect_second(self)
+
+    def mac(self, interface: str = INTERFACE) -> str:
+        """The MAC address of an interface."""
+        (link,) = json.loads(self.run("ip", "-json", "link", "show", "dev", interface))
+        return str(link["address"])
+
+    def neighbour(self, address: IPv4Address) -> str | None:
+        """The MAC address at which the host believes a neighbour on C{em1} to be."""
+        shown = json.loads(self.run("ip", "-json", "neigh", "show", "to", str(address), "dev", INTERFACE) or "[]")
+        return next((entry["lladdr"] for entry in shown if "lladdr" in entry), None)
+
     def block(self, address: IPv4Address, port: int) -> None:
         """Lose whatever the host sends to a TCP port of another one, and whatever comes from there."""
         for chain, direction in _BOTH_WAYS:
@@ -296,17 +332,24 @@ class Cluster:
     The host with etcd and the Kubernetes API server, and what can be asked of them from the client.
 
     @ivar etcd: the process of etcd, once it is started.
+    @ivar data: the folder where etcd keeps what it knows, once it is started.
     @ivar api: the process of the API server, once it is started.
     """
 
     host: Host
     _lab: Lab = field(repr=False)
     etcd: Process | None = field(default=None, init=False)
+    data: Path | None = field(default=None, init=False)
     api: Process | None = field(default=None, init=False)
 
-    def start_etcd(self, binary: str, port: int = ETCD_PORT, name: str = "etcd") -> Process:
-        """Start an etcd with an empty store that speaks its v2 API, and wait until it does."""
-        data = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._lab.directory))
+    def start_etcd(self, binary: str, port: int = ETCD_PORT, name: str = "etcd", data: Path | None = None) -> Process:
+        """
+        Start an etcd that speaks its v2 API, and wait until it does and has elected itself.
+
+        @param data: where an earlier one kept what it knew; it begins with an empty store where this is left out.
+        """
+        if data is None:
+            data = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._lab.directory))
         client, peer = f"http://{CLUSTER}:{port}", f"http://127.0.0.1:{port + 1}"
         process = self.host.start(
             name,
@@ -317,10 +360,32 @@ class Cluster:
                 *("--initial-cluster", f"default={peer}"),
             ],
         )
-        self._lab.wait_until(lambda: self._answers(port, "/v2/keys/"), f"{binary} to answer", 30)
+        self._lab.wait_until(lambda: self._answers(port, "/v2/keys/?quorum=true"), f"{binary} to answer", 30)
         if port == ETCD_PORT:
-            self.etcd = process
+            self.etcd, self.data = process, data
         return process
+
+    def start_proxy(self, port: int = PROXY_PORT) -> Process:
+        """Start a proxy before etcd, which passes everything on until it is told otherwise, and wait for it."""
+        process = self.host.start(
+            "proxy",
+            [
+                *(sys.executable, "-m", "tests.lab.proxy"),
+                *("--listen", f"0.0.0.0:{port}", "--store", f"http://127.0.0.1:{ETCD_PORT}"),
+            ],
+        )
+        self._lab.wait_until(lambda: self._answers(port, "/v2/keys/"), "the proxy to answer", 30)
+        return process
+
+    def behave(self, behaviour: str, port: int = PROXY_PORT) -> None:
+        """Tell the proxy what is to become of the store's replies from now on; see L{tests.lab.proxy}."""
+        answer = self._lab.client.request("PUT", CLUSTER, port, f"/proxy/{behaviour}")
+        if answer.status != 200:
+            raise LabError(f"the proxy cannot be {behaviour}")
+
+    def fates(self, port: int = PROXY_PORT) -> dict[str, int]:
+        """How many replies had which fate so far."""
+        return dict(self._lab.client.request("GET", CLUSTER, port, "/proxy").json())
 
     def start_api(self, *options: str) -> Process:
         """Start the Kubernetes API server of the tests, and wait until it answers."""
@@ -495,17 +560,31 @@ class Lab:
         self._processes.append(process)
         return process
 
-    def agent_options(self) -> list[str]:
+    def agent_options(self, store_port: int = ETCD_PORT) -> list[str]:
         """The options that every agent of the lab needs to find its cluster."""
-        return ["-s", f"http://{CLUSTER}:{ETCD_PORT}", "-k", f"http://{CLUSTER}:{API_PORT}"]
+        return ["-s", f"http://{CLUSTER}:{store_port}", "-k", f"http://{CLUSTER}:{API_PORT}"]
 
-    def start_agent(self, host: Host, *options: str, environment: Mapping[str, str] | None = None) -> Process:
-        """Start C{kiwi --interface em1 -r 192.168.1.0/24} on a host, with further options."""
-        return host.start(
-            f"kiwi-{host.name}",
-            [*self.kiwi, "--interface", INTERFACE, "-r", "192.168.1.0/24", *self.agent_options(), *options],
-            environment,
-        )
+    def start_agent(
+        self,
+        host: Host,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        store_port: int = ETCD_PORT,
+        clock: WallClock | None = None,
+    ) -> Process:
+        """
+        Start C{kiwi --interface em1 -r 192.168.1.0/24} on a host, with further options.
+
+        @param store_port: the port at which it finds the claim store.
+        @param clock: the wall clock that it has instead of the machine's.
+        """
+        chosen = ["--interface", INTERFACE, "-r", "192.168.1.0/24", *self.agent_options(store_port), *options]
+        command = [*self.kiwi, *chosen]
+        return host.start(f"kiwi-{host.name}", clock.command(command) if clock else command, environment)
+
+    def make_clock(self, name: str) -> WallClock:
+        """A wall clock for one agent."""
+        return WallClock(self.directory / f"{name}.clock")
 
     def keep_pinger(self, pinger: Pinger) -> Pinger:
         self._pingers.append(pinger)
@@ -546,8 +625,6 @@ class Lab:
                 f"netns set {namespace.name} {number}",
                 f"link add {name} type veth peer name {INTERFACE} netns {namespace.name}",
                 f"link set {name} master lan up",
-                f"link add {name}-2 type veth peer name {SECOND_INTERFACE} netns {namespace.name}",
-                f"link set {name}-2 master lan2 up",
             ]
         )
         namespace.ip(
@@ -556,11 +633,26 @@ class Lab:
                 f"addr add {address}/24 dev {INTERFACE}",
                 f"link set {INTERFACE} up",
                 f"route add default via {ROUTER}",
-                f"addr add {IPv4Address('192.168.2.0') + int(address) % 256}/24 dev {SECOND_INTERFACE}",
+            ]
+        )
+        host = Host(name, address, namespace, number, self)
+        self.connect_second(host)
+        return host
+
+    def connect_second(self, host: Host) -> None:
+        """Give a host an interface C{em2}, on the second LAN."""
+        self.switch.ip(
+            [
+                f"link add {host.name}-2 type veth peer name {SECOND_INTERFACE} netns {host.namespace.name}",
+                f"link set {host.name}-2 master lan2 up",
+            ]
+        )
+        host.namespace.ip(
+            [
+                f"addr add {IPv4Address('192.168.2.0') + int(host.address) % 256}/24 dev {SECOND_INTERFACE}",
                 f"link set {SECOND_INTERFACE} up",
             ]
         )
-        return Host(name, address, namespace, number, self)
 
     def _stop_everything(self, chosen: Callable[[Process], bool] = lambda _: True) -> None:
         for pinger in self._pingers:

@@ -71,12 +71,17 @@ class Carriage:
 
 @frozen
 class Announcement:
-    """An ARP packet about its own sender. C{operation} is 1 for a request, 2 for a reply."""
+    """
+    An ARP packet that says where an address is. C{operation} is 1 for a request, 2 for a reply.
+
+    @ivar gratuitous: it is about nothing but its own sender.
+    """
 
     when: float
     address: IPv4Address
     mac: str
     operation: int
+    gratuitous: bool = True
 
 
 class MissedChangesError(Exception):
@@ -92,7 +97,7 @@ class Ears:
     knows by number, so that their order is the order in which they happened.
 
     @ivar changes: all changes of addresses so far, in order.
-    @ivar announcements: every gratuitous ARP packet that the client received so far.
+    @ivar announcements: every ARP packet with a sender that the client received so far.
     """
 
     _switch: Namespace
@@ -158,7 +163,15 @@ class Ears:
 
     def announced(self, address: IPv4Address, since: float = 0.0) -> list[Announcement]:
         """The gratuitous ARP packets about the address that the client received since a moment."""
+        return [heard for heard in self.said(address, since) if heard.gratuitous]
+
+    def said(self, address: IPv4Address, since: float = 0.0) -> list[Announcement]:
+        """All ARP packets that the client received since a moment and that say where the address is."""
         return [heard for heard in list(self.announcements) if heard.address == address and heard.when >= since]
+
+    def having(self, address: IPv4Address) -> list[str]:
+        """The hosts that have the address now, on whatever interface."""
+        return [carriage.host for carriage in self.carriages(address) if carriage.until is None]
 
     def _listen(self, netlink: socket.socket, arp: socket.socket, stop: int) -> None:
         with selectors.DefaultSelector() as selector, netlink, arp:
@@ -209,8 +222,10 @@ class Ears:
         _to, _from, _type, _hw, _proto, _hlen, _plen, operation, mac, sender, _target_mac, target = _ARP.unpack_from(
             data
         )
-        if sender == target:
-            self.announcements.append(Announcement(stamp(ancillary), IPv4Address(sender), mac.hex(":"), operation))
+        if any(sender):
+            self.announcements.append(
+                Announcement(stamp(ancillary), IPv4Address(sender), mac.hex(":"), operation, sender == target)
+            )
 
 
 def _local_address(attributes: bytes) -> IPv4Address | None:
