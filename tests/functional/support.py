@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -13,11 +14,16 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.lab.laboratory import ETCD_PORT, Host, Lab, service
+from tests.lab.listening import Carriage
+from tests.lab.pinging import Pinger
 from tests.lab.processes import Process
 
 ADDRESS = IPv4Address("192.168.1.41")
 OTHER = IPv4Address("192.168.1.42")
 OUTSIDE = IPv4Address("172.16.1.41")
+
+SLACK = 1.5
+"""Seconds that a busy machine is given on top of what is promised."""
 
 JUMP = "-A PREROUTING -j KUBE-PUBLIC"
 CHAIN = ":KUBE-PUBLIC - [0:0]"
@@ -41,6 +47,13 @@ def rule(
         f"-A KUBE-PUBLIC -d {address}/32 -p {protocol} -m {protocol} --dport {port} "
         f"-m comment --comment {comment} -j MARK --set-xmark {mark}/0xffffffff"
     )
+
+
+def of_wall_clock(text: str) -> float:
+    """A moment that etcd tells (with nanoseconds), in seconds of L{time.monotonic}."""
+    seconds, _, fraction = text.rstrip("Z").partition(".")
+    moment = datetime.fromisoformat(f"{seconds}+00:00").timestamp() + float(f"0.{fraction or 0}")
+    return moment - time.time() + time.monotonic()
 
 
 @cache
@@ -141,6 +154,15 @@ class AgentTestCase(SynchronousTestCase):
         """No two hosts have had the address at the same moment since the hosts were made."""
         self.assertEqual(self.lab.ears.overlaps(address), [])
 
+    def assert_none_lost(self, pinger: Pinger, since: float = 0.0) -> None:
+        """Every ping that was sent since a moment has been answered, but for the latest."""
+        lost = pinger.unanswered(since)
+        if lost:
+            self.fail(
+                f"{len(lost)} pings got no answer, sent from {lost[0]:.3f} to {lost[-1]:.3f}; "
+                f"{self.lab.ears.carriages(pinger.address)}\n{self.lab.story()}"
+            )
+
     def stays_true(self, condition: Any, seconds: float) -> None:
         """The condition is true all the time."""
         end = time.monotonic() + seconds
@@ -150,17 +172,30 @@ class AgentTestCase(SynchronousTestCase):
 
 
 class CarriedTestCase(AgentTestCase):
-    """Three agents, one of which carries the address of a Service."""
+    """
+    Three agents, one of which carries the address of a Service.
+
+    @cvar store_port: where they find the claim store.
+    """
 
     options: tuple[str, ...] = ()
+    store_port = ETCD_PORT
 
     def setUp(self) -> None:
         super().setUp()
-        self.agents = self.start_agents(*self.options)
+        self.prepare()
+        self.agents = self.start_agents(*self.options, store_port=self.store_port)
         self.serve()
         self.lab.cluster.create(service("web", [ADDRESS]))
         self.carrier = self.lab.wait_for_carrier(ADDRESS)
         self.wait_for_marks(self.carrier, rule())
+
+    def prepare(self) -> None:
+        """What is to be done before the agents start."""
+
+    def others(self) -> list[Host]:
+        """The hosts that do not carry the address at first."""
+        return [host for host in self.lab.hosts if host is not self.carrier]
 
     @property
     def carrying(self) -> Process:
@@ -174,3 +209,49 @@ class CarriedTestCase(AgentTestCase):
 
         (host,) = self.lab.wait_until(another, "another carrier", limit)
         return host
+
+
+class FailureTestCase(CarriedTestCase):
+    """
+    An address that one of three agents carries, and a client that pings it every 2 ms.
+
+    @cvar ttl: seconds.
+    """
+
+    ttl = 4
+
+    def setUp(self) -> None:
+        self.options = ("--ttl", str(self.ttl), "--verbose")
+        super().setUp()
+        self.pinger = self.lab.client.ping(ADDRESS).start()
+        self.pinger.wait_for_reply()
+
+    def wait_for_heartbeat(self) -> None:
+        """Wait until the claim has just been confirmed, and the kernel told to keep the address for longer."""
+        known = len(self.lab.ears.changes)
+        self.lab.wait_until(lambda: len(self.lab.ears.changes) > known, "the lifetime to be extended")
+
+    def claim_ends(self) -> float:
+        """When the claim of the carrier ends unless it is confirmed again, in seconds of L{time.monotonic}."""
+        node = self.lab.cluster.nodes()[f"/kiwi/publicips/{ADDRESS}"]
+        self.assertEqual(node["value"], self.carrier.name)
+        return of_wall_clock(node["expiration"])
+
+    def assert_taken_over(self, failed: float, outage: float) -> Host:
+        """
+        Another host takes the address over when the carrier has it no more, exactly once, and the client is without an
+        answer for no longer than this; that host.
+        """
+        another = self.wait_for_another()
+        first, second = self.lab.ears.carriages(ADDRESS)
+        self.assertEqual((first.host, second.host), (self.carrier.name, another.name))
+        assert first.until is not None
+        self.assertLess(first.until, second.since)
+        answered = self.pinger.wait_for_reply(second.since).received
+        self.assertLess(self.pinger.outage(failed, answered), outage + SLACK)
+        self.lab.wait_until(lambda: self.lab.client.who_answers(ADDRESS) == another.name, f"{another.name} to serve")
+        self.wait_for_marks(another, rule())
+        return another
+
+    def last_carriage(self) -> Carriage:
+        return self.lab.ears.carriages(ADDRESS)[-1]

@@ -12,6 +12,14 @@ from .namespaces import LabError
 
 LIBRARY = "faketime/libfaketimeMT.so.1"
 
+_START = """\
+import select, time
+
+# Where it leaves monotonic clocks alone, libfaketime 0.9.10 refuses to sleep until a moment of one, as Python does.
+time.sleep = lambda seconds: select.select([], [], [], seconds) and None
+"""
+"""What Python does first under L{LIBRARY}."""
+
 
 def find_library() -> Path:
     """
@@ -28,18 +36,25 @@ def find_library() -> Path:
 @frozen
 class WallClock:
     """
-    The wall clock of a process that is started by L{command}. Only that one is changed: the machine's own clock is
-    right all the time, and monotonic clocks are nobody's but the kernel's.
+    The wall clock of a Python process that is started by L{command}. Only that one is changed: the machine's own clock
+    is right all the time, and monotonic clocks are nobody's but the kernel's.
     """
 
-    _file: Path
+    _folder: Path
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "offset"
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command that runs C{argv} with this clock."""
+        self._folder.mkdir()
+        (self._folder / "sitecustomize.py").write_text(_START)
         self.step(0)
         return [
             "env",
             f"LD_PRELOAD={find_library()}",
+            f"PYTHONPATH={self._folder}",
             f"FAKETIME_TIMESTAMP_FILE={self._file}",
             "FAKETIME_CACHE_DURATION=1",
             # Older versions know the one name, newer ones the other.

@@ -191,11 +191,11 @@ class Host:
 
     def cut_uplink(self) -> None:
         """Have the switch pass nothing to the host's C{em1} nor from there, while the link itself stays up."""
-        self._lab.switch.ip([f"link set {self.name} type bridge_slave state 0"])
+        self._lab.switch.ip([f"link set {self.name} nomaster"])
 
     def mend_uplink(self) -> None:
         """Have the switch pass it again."""
-        self._lab.switch.ip([f"link set {self.name} type bridge_slave state 3"])
+        self._lab.switch.ip([f"link set {self.name} master lan"])
 
     def cut_second(self) -> None:
         """Pull the cable of C{em2} out at the switch."""
@@ -584,7 +584,7 @@ class Lab:
 
     def make_clock(self, name: str) -> WallClock:
         """A wall clock for one agent."""
-        return WallClock(self.directory / f"{name}.clock")
+        return WallClock(self.directory / f"{name}-{next(self._names)}.clock")
 
     def keep_pinger(self, pinger: Pinger) -> Pinger:
         self._pingers.append(pinger)

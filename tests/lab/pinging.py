@@ -132,11 +132,18 @@ class Pinger:
         points = [t for t in (before, *within, after) if t is not None]
         return max((later - earlier for earlier, later in pairwise(points)), default=float("inf"))
 
-    def lost(self) -> int:
-        """How many requests got no answer, but for those of the last half second, which may be under way."""
+    def unanswered(self, since: float = 0.0) -> list[float]:
+        """
+        When the requests were sent that got no answer, from a moment on and but for those of the last half second,
+        which may be under way.
+        """
         answered = {reply.number for reply in list(self.replies)}
         end = time.monotonic() - 0.5
-        return sum(1 for number, sent in enumerate(list(self._sent)) if sent < end and number not in answered)
+        return [sent for number, sent in enumerate(list(self._sent)) if since <= sent < end and number not in answered]
+
+    def lost(self, since: float = 0.0) -> int:
+        """How many they are."""
+        return len(self.unanswered(since))
 
     def _run(self, sock: socket.socket) -> None:
         identity = (os.getpid() ^ id(self) >> 4) & 0xFFFF
