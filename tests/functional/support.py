@@ -243,6 +243,7 @@ class FailureTestCase(CarriedTestCase):
         answer for no longer than this; that host.
         """
         another = self.wait_for_another()
+        self.assert_one_carrier_at_a_time(ADDRESS)
         first, second = self.lab.ears.carriages(ADDRESS)
         self.assertEqual((first.host, second.host), (self.carrier.name, another.name))
         assert first.until is not None

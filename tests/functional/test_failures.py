@@ -116,8 +116,9 @@ class HostTests(FailureTestCase):
     def test_host_dies(self) -> None:
         """It is dead and unplugged: another host serves the client within a TTL and a bit."""
         failed = time.monotonic()
-        self.carrier.cut()
+        # In this order: an agent that lives sees its link go.
         self.carrying.kill()
+        self.carrier.cut()
         self.assert_taken_over(failed, self.ttl + 0.75)
 
     def test_cable_is_cut_and_plugged_in_again(self) -> None:

@@ -14,7 +14,11 @@ from .support import ADDRESS, OTHER, SLACK, FailureTestCase
 class StoreTestCase(FailureTestCase):
     """Tests that take etcd away: it is back at their end."""
 
-    def tearDown(self) -> None:
+    def setUp(self) -> None:
+        super().setUp()
+        self.addCleanup(self._bring_back)
+
+    def _bring_back(self) -> None:
         etcd = self.store
         etcd.resume()
         if etcd.status is not None:
@@ -88,6 +92,16 @@ class ForgetfulTests(StoreTestCase):
     """The store comes back and has lost its data: everything that carries on is unknown to it."""
 
     ttl = 6
+
+    def setUp(self) -> None:
+        """The address is with an agent that is not the first to try for it, once nobody claims it."""
+        super().setUp()
+        first = self.carrier
+        self.carrying.terminate()
+        self.carrier = self.wait_for_another()
+        self.agents[first.name] = self.lab.start_agent(first, *self.options)
+        self.wait_for_agents(first.name)
+        self.pinger.wait_for_reply(time.monotonic())
 
     def test_one_carrier_goes_on(self) -> None:
         """There are never two carriers, nearly no outage, and a claim of the carrier's again."""
@@ -176,8 +190,8 @@ class LossyTests(BadRepliesTestCase):
         self.assert_nothing_happened()
         self.assertEqual(len(self.lab.ears.carriages(OTHER)), 1)
         fates = self.lab.cluster.fates()
-        self.assertGreater(fates["swallowed"], 5)
-        self.assertGreater(fates["dropped"], 5)
+        self.assertGreater(min(fates["swallowed"], fates["dropped"]), 0)
+        self.assertGreater(fates["swallowed"] + fates["dropped"], 5, fates)
 
 
 class KubernetesTests(NoOutageTestCase):
@@ -193,8 +207,8 @@ class KubernetesTests(NoOutageTestCase):
         time.sleep(1)
 
         api = self.lab.cluster.start_api()
-        for agent in self.agents.values():
-            self.wait_for_line(agent, "lists no Service")
+        self.wait_for_line(self.carrying, "lists no Service")
+        time.sleep(2)
         self.lab.cluster.create(service("web", [ADDRESS]))
 
         self.addCleanup(api.resume)

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.lab.proxy", description=__doc__.strip().splitlines()[0])
     parser.add_argument("--listen", required=True, metavar="ADDRESS:PORT")
     parser.add_argument("--store", required=True, metavar="URL")
-    parser.add_argument("--seed", type=int, default=0, help="decides which replies are lost")
+    parser.add_argument("--seed", type=int, default=1, help="decides which replies are lost")
     options = parser.parse_args(arguments)
     host, _, port = options.listen.rpartition(":")
     pool = HTTPConnectionPool(clock)
