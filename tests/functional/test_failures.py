@@ -25,6 +25,8 @@ SECOND_ADDRESS = IPv4Address("192.168.2.41")
 class AgentTests(FailureTestCase):
     """The agent that carries the address dies or hangs, while its host and network are well."""
 
+    ttl = 3
+
     def test_killed(self) -> None:
         """Its kernel takes the address away, and then another agent carries it, within a TTL and a second."""
         failed = time.monotonic()
@@ -259,7 +261,7 @@ class WallClockTests(AgentTestCase):
             for hours in (1, -1):
                 clock.step(hours * 3600)
                 self.lab.wait_until(partial(self._is_off, agent, hours * 3600), f"the clock to jump {hours} h")
-                time.sleep(1.5 * self.TTL)
+                time.sleep(1.3 * self.TTL)
             self.assert_none_lost(pinger)
         (carriage,) = self.lab.ears.carriages(ADDRESS)
         self.assertEqual((carriage.host, carriage.until), (carrier.name, None))
