@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
+from math import inf
 
 from attrs import define, field, frozen
 
@@ -126,14 +127,22 @@ class Ears:
             self._thread.join()
             self._thread = None
 
+    def check(self) -> None:
+        """
+        Make sure that L{changes} has all changes.
+
+        @raise MissedChangesError: where it has not.
+        """
+        if self._failure is not None:
+            raise MissedChangesError(str(self._failure))
+
     def carriages(self, address: IPv4Address) -> list[Carriage]:
         """
         Who had the address, and when, ordered by when it came.
 
         @raise MissedChangesError: where that cannot be told.
         """
-        if self._failure is not None:
-            raise MissedChangesError(str(self._failure))
+        self.check()
         open_since: dict[str, float] = {}
         carriages: list[Carriage] = []
         for change in list(self.changes):
@@ -159,6 +168,14 @@ class Ears:
     def announced(self, address: IPv4Address, since: float = 0.0) -> list[Announcement]:
         """The gratuitous ARP packets about the address that the client received since a moment."""
         return [heard for heard in list(self.announcements) if heard.address == address and heard.when >= since]
+
+    def announced_first(self, since: Mapping[IPv4Address, float]) -> dict[IPv4Address, float]:
+        """When the client received the first gratuitous ARP packet about each address since that address's moment."""
+        found: dict[IPv4Address, float] = {}
+        for heard in list(self.announcements):
+            if heard.when >= since.get(heard.address, inf):
+                found.setdefault(heard.address, heard.when)
+        return found
 
     def _listen(self, netlink: socket.socket, arp: socket.socket, stop: int) -> None:
         with selectors.DefaultSelector() as selector, netlink, arp:
