@@ -83,7 +83,9 @@ def facts() -> str:
 
 def options(description: str, runs: int) -> argparse.ArgumentParser:
     """The options of every measurement."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, epilog="Etcd's data is in a temporary directory; TMPDIR says where."
+    )
     parser.add_argument("--runs", type=int, default=runs, help="how often to measure (default: %(default)s)")
     parser.add_argument("--rst", action="store_true", help="print the table for a page of documentation")
     parser.add_argument("--etcd", default=default_etcd(), help="etcd's binary (default: %(default)s)")
@@ -155,6 +157,15 @@ def _manifests(lab: Lab) -> Path:
 def start_api(lab: Lab) -> Process:
     """Start an API server, which knows what was published last."""
     return lab.cluster.start_api("--watch", str(_manifests(lab)))
+
+
+def restart_servers(lab: Lab, etcd: str) -> None:
+    """Have a new etcd and a new API server, whatever state a failure left them in; the Services stay."""
+    for process in (lab.cluster.etcd, lab.cluster.api):
+        if process is not None:
+            process.kill()
+    lab.cluster.start_etcd(etcd)
+    start_api(lab)
 
 
 def publish(lab: Lab, wanted: Sequence[IPv4Address], ports: int = 1) -> None:

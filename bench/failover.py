@@ -34,10 +34,9 @@ from typing import TextIO
 from attrs import asdict, define, field, frozen
 
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, SECOND_INTERFACE, Host, Lab
-from tests.lab.namespaces import LabError
 from tests.lab.pinging import Pinger, Sweeper
 
-from .common import Table, addresses, bench_lab, note, options, publish, show_all, start_api
+from .common import Table, addresses, bench_lab, note, options, publish, restart_servers, show_all, start_api
 from .fleet import Fleet, Keepalived, Kind, Kiwi, kill_etcd, start_etcd_again, steady_fleet
 
 SWEEP = 0.1
@@ -53,7 +52,8 @@ class Scene:
     What an event happens to.
 
     @ivar carrier: the host that carries the first address.
-    @ivar since: from when it counts how long it takes until addresses are carried again.
+    @ivar since: from when addresses may be carried again.
+    @ivar returned: when something came back from which it counts how long that takes, instead.
     @ivar again: when something else than an address was as it should be again.
     """
 
@@ -62,6 +62,7 @@ class Scene:
     concerned: Sequence[IPv4Address]
     etcd: str
     since: float = field(factory=time.monotonic)
+    returned: float | None = None
     again: float | None = None
 
     @property
@@ -179,7 +180,9 @@ def _store_reachable(scene: Scene) -> None:
 def _store_down(scene: Scene) -> None:
     command = kill_etcd(scene.lab)
     scene.watch_for(scene.patience + 1)
-    scene.since = start_etcd_again(scene.lab, command)
+    # Agents may notice before this process does.
+    scene.since = time.monotonic()
+    scene.returned = start_etcd_again(scene.lab, command)
 
 
 def _store_empty(scene: Scene) -> None:
@@ -349,7 +352,7 @@ def happen(agents: Fleet, event: Event, etcd: str) -> Outcome:
         watch.wait_for_answers(mended)
         return Outcome(
             outage=outage,
-            again=None if again is None else again - scene.since,
+            again=None if again is None else max(0.0, again - (scene.returned or scene.since)),
             carriers=ledger.most_carriers(scene.concerned, began),
             concerned=len(scene.concerned),
             outage_of_mending=watch.outage(struck, mended),
@@ -388,7 +391,7 @@ class Results:
                 outages.append([event.mended, *(_pair([o.outage_of_mending for o in some]) for some in measured)])
             agains.append([event.title, *map(_agains, measured, failed)])
         columns = ["", *(kind.name for kind in kinds)]
-        many = f"{number} addresses" if number > 1 else "1 address"
+        many = _many(number)
         return [
             Table(f"{many}: the outage, median / worst", columns, outages),
             Table(f"{many}: carried again after, median / worst (carriers at one instant)", columns, agains),
@@ -399,7 +402,7 @@ class Results:
         lines = []
         for (number, event, kind), why in self.failures.items():
             done = len(self.outcomes.get((number, event, kind), []))
-            lines.append(f"{kind}, {number} addresses, {EVENTS[event].title}: failed after {done} runs: {why}")
+            lines.append(f"{kind}, {_many(number)}, {EVENTS[event].title}: failed after {done} runs: {why}")
         runs = defaultdict(set)
         for (number, event, kind), some in self.outcomes.items():
             runs[len(some)].add(f"{event} ({kind}, {number})")
@@ -407,6 +410,10 @@ class Results:
         lines += [f"{count} runs: {', '.join(sorted(runs[count]))}." for count in sorted(runs) if count != usual]
         lines.append(f"{usual} runs of each other." if len(runs) > 1 else f"{usual} runs of each.")
         return lines
+
+
+def _many(number: int) -> str:
+    return f"{number} addresses" if number > 1 else "1 address"
 
 
 def _pair(seconds: Sequence[float]) -> str:
@@ -432,6 +439,10 @@ def _agains(some: Sequence[Outcome], failed: bool) -> str:
     return f"{_pair(agains) or '-'} ({max(outcome.carriers for outcome in some)})"
 
 
+SLOW = ("frozen", "lost", "paused", "api")
+"""Events that take long, and mostly come to the same."""
+
+
 @frozen
 class Choice:
     """
@@ -450,10 +461,8 @@ class Choice:
         if self.runs is not None:
             return self.runs
         if event == "sigterm" and number == 1:
-            return 50 if kind == Kiwi(10) else 10
-        if event == "frozen" or number > 1:
-            return 2
-        return 3
+            return 50 if kind == Kiwi(10) else 5
+        return (3 if number == 1 else 2) - (event in SLOW)
 
 
 def measure(lab: Lab, choice: Choice, results: Results) -> None:
@@ -474,21 +483,11 @@ def measure(lab: Lab, choice: Choice, results: Results) -> None:
                             outcome = happen(agents, EVENTS[name], choice.etcd)
                             note(f"    {outcome}")
                             results.add(number, name, kind.name, outcome)
-                    except (AssertionError, LabError, OSError, KeyError) as error:
+                    except Exception as error:  # noqa: BLE001 what was measured so far must not be lost
                         note(f"{type(error).__name__}: {error}\n{lab.story()}")
                         results.failures[number, name, kind.name] = (str(error).splitlines() or [repr(error)])[0]
                         agents = None
-                        _set_up_servers(lab, choice.etcd, wanted)
-
-
-def _set_up_servers(lab: Lab, etcd: str, wanted: Sequence[IPv4Address]) -> None:
-    """Have etcd and the API server anew, whatever state a failure left them in."""
-    for process in (lab.cluster.etcd, lab.cluster.api):
-        if process is not None:
-            process.kill()
-    lab.cluster.start_etcd(etcd)
-    start_api(lab)
-    publish(lab, wanted)
+                        restart_servers(lab, choice.etcd)
 
 
 def main() -> None:

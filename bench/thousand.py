@@ -35,7 +35,19 @@ from tests.lab.pinging import Sweeper, first_replies
 from tests.lab.processes import Process
 from tests.lab.waiting import Impatient
 
-from .common import Table, addresses, bench_lab, milliseconds, note, options, publish, renew, show, start_agent
+from .common import (
+    Table,
+    addresses,
+    bench_lab,
+    milliseconds,
+    note,
+    options,
+    publish,
+    renew,
+    restart_servers,
+    show_all,
+    start_agent,
+)
 from .fleet import Fleet, Kiwi, kill_etcd, start_etcd_again, steady_fleet
 from .ledger import carried_once, ledger_of
 
@@ -54,6 +66,11 @@ class Bench:
     ttls: Sequence[int]
     runs: int
     seconds: float
+
+    def told(self, seconds: float) -> float:
+        """Tell the one who waits, and whoever reads what is left of a measurement that failed."""
+        note(f"    {milliseconds(seconds)}")
+        return seconds
 
 
 def sweep(lab: Lab, concerned: Sequence[IPv4Address]) -> Sweeper:
@@ -78,7 +95,7 @@ def cold_start(bench: Bench) -> Iterator[Row]:
         answered = first_replies(lab.client.namespace, bench.wanted, 60)
         if len(answered) < len(bench.wanted):
             raise Impatient(f"{len(bench.wanted) - len(answered)} addresses never answered\n{lab.story()}")
-        values.append(max(answered.values()) - began)
+        values.append(bench.told(max(answered.values()) - began))
     yield durations("a", "cold start of one agent, until the last one answers", ttl, values, "< 4 s")
 
 
@@ -95,7 +112,7 @@ def dead(bench: Bench) -> Iterator[Row]:
                 agents.kill(victim)
                 victim.cut()
                 time.sleep(0.5)
-                values.append(sweeper.wait_for_replies(died + 0.1, ttl + 30) - died)
+                values.append(bench.told(sweeper.wait_for_replies(died + 0.1, ttl + 30) - died))
             bring_back(agents, victim)
         yield durations("b", "carrier of a third dead, until the last one answers", ttl, values, f"< {ttl + 1.5:g} s")
 
@@ -112,6 +129,7 @@ def told_to_go(bench: Bench) -> Iterator[Row]:
     ttl = max(bench.ttls)
     elsewhere: list[float] = []
     outages: list[float] = []
+    most = 0
     agents = steady_fleet(bench.lab, Kiwi(ttl), bench.wanted)
     for _ in range(bench.runs):
         victim = agents.carrier(bench.wanted[0])
@@ -121,13 +139,13 @@ def told_to_go(bench: Bench) -> Iterator[Row]:
         process.terminate(30)
         agents.wait_until_carried(bench.wanted)
         came = agents.ledger.came(told, victim.name)
-        elsewhere.append(max(came[address] for address in concerned) - told)
+        elsewhere.append(bench.told(max(came[address] for address in concerned) - told))
         time.sleep(0.5)
         outages += agents.handed_over(victim, concerned, told)
         agents.start(victim)
         agents.wait_until_steady()
-    yield durations("c", "carrier of a third told to go, until the last one is elsewhere", ttl, elsewhere, "< 1 s")
-    yield durations("c", "the same, outage of each address", ttl, outages, "")
+    yield durations("c", f"told to go ({most} at most), until the last one is elsewhere", ttl, elsewhere, "< 1 s")
+    yield durations("c", "the same, outage of each single address", ttl, outages, "")
 
 
 def store_down(bench: Bench) -> Iterator[Row]:
@@ -142,7 +160,7 @@ def store_down(bench: Bench) -> Iterator[Row]:
                 raise Impatient(f"{left} addresses outlast the claims")
             back = start_etcd_again(bench.lab, command)
             agents.wait_until_carried(bench.wanted)
-            values.append(agents.ledger.last_move() - back)
+            values.append(bench.told(agents.ledger.last_move() - back))
             agents.wait_until_steady()
         yield durations("d", "store back after it was down, until all are carried", ttl, values, "< 3 s")
 
@@ -220,7 +238,6 @@ def shares(bench: Bench) -> Iterator[Row]:
     agents.wait_until_carried(wanted)
     gained = [len(agents.carried_by(host)) - had for host, had in zip(others, before, strict=True)]
     yield figure("one of them dead: what the two others got of its share", gained)
-    publish(lab, bench.wanted, 2)
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -246,20 +263,23 @@ def main() -> None:
     wanted = addresses(chosen.addresses)
     rows: list[Row] = []
     failures: list[str] = []
-    with bench_lab(chosen.etcd) as lab:
-        publish(lab, wanted, 2)
-        bench = Bench(lab, wanted, [int(ttl) for ttl in chosen.ttl.split(",")], chosen.runs, chosen.seconds)
-        for part in parts:
-            note(f"Part {part}, {chosen.runs} times; addresses: {chosen.addresses}.")
-            try:
-                for row in PARTS[part](bench):
-                    note(" | ".join(row))
-                    rows.append(row)
-            except (AssertionError, OSError) as error:
-                note(f"{error}\n{lab.story()}")
-                failures.append(f"Part {part} failed: {str(error).splitlines()[0]}")
-    show(Table(f"Addresses: {chosen.addresses}, rules: {2 * chosen.addresses}", COLUMNS, rows), chosen.rst)
-    print("\n".join(failures))
+    try:
+        with bench_lab(chosen.etcd) as lab:
+            bench = Bench(lab, wanted, [int(ttl) for ttl in chosen.ttl.split(",")], chosen.runs, chosen.seconds)
+            for part in parts:
+                note(f"Part {part}, {chosen.runs} times; addresses: {chosen.addresses}.")
+                publish(lab, wanted, 2)
+                try:
+                    for row in PARTS[part](bench):
+                        note(" | ".join(row))
+                        rows.append(row)
+                except Exception as error:  # noqa: BLE001 what was measured so far must not be lost
+                    note(f"{error}\n{lab.story()}")
+                    failures.append(f"Part {part} failed: {(str(error).splitlines() or [repr(error)])[0]}")
+                    restart_servers(lab, chosen.etcd)
+    finally:
+        table = Table(f"Addresses: {chosen.addresses}, rules: {2 * chosen.addresses}", COLUMNS, rows)
+        show_all([table], chosen.rst, failures)
 
 
 if __name__ == "__main__":
