@@ -21,6 +21,7 @@ Kiwi spreads many addresses over the hosts, so that an event concerns a third of
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import statistics
 import time
@@ -403,6 +404,15 @@ class Results:
         for (number, event, kind), why in self.failures.items():
             done = len(self.outcomes.get((number, event, kind), []))
             lines.append(f"{kind}, {_many(number)}, {EVENTS[event].title}: failed after {done} runs: {why}")
+        for number in sorted({number for number, _, _ in self.outcomes if number > 1}):
+            spread = [
+                outcome.concerned
+                for (there, event, kind), some in self.outcomes.items()
+                if there == number and EVENTS[event].strike is not _address_removed and kind.startswith("Kiwi")
+                for outcome in some
+            ]
+            if spread:
+                lines.append(f"Of {number} addresses, Kiwi's carrier had {min(spread)} to {max(spread)}.")
         runs = defaultdict(set)
         for (number, event, kind), some in self.outcomes.items():
             runs[len(some)].add(f"{event} ({kind}, {number})")
@@ -508,6 +518,8 @@ def main() -> None:
         kinds += [Kiwi(int(ttl)) for ttl in chosen.ttl.split(",")]
     if chosen.only != "kiwi":
         kinds += [Keepalived(float(advert)) for advert in chosen.advert.split(",")]
+        if shutil.which("keepalived") is None:
+            parser.error("there is no keepalived; install it, or give --only kiwi")
     numbers = [int(number) for number in chosen.addresses.split(",")]
     choice = Choice(chosen.etcd, events, kinds, numbers, chosen.runs)
     log = chosen.log.open("a") if chosen.log else None

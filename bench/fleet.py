@@ -159,10 +159,10 @@ class Fleet:
         """
         The outage of each address that a host gave away, from its removal until the client hears its announcement.
         """
-        ledger = self.ledger.catch_up()
-        went, came = ledger.went(host.name, since), ledger.came(since, host.name)
-        heard = self.lab.ears.announced_first(came)
-        return [heard[address] - went[address] for address in concerned]
+        mac = host.run("cat", f"/sys/class/net/{INTERFACE}/address").strip()
+        went = self.ledger.catch_up().went(host.name, since)
+        heard = self.lab.ears.first_announced(since, mac)
+        return [max(0.0, heard[address] - went[address]) for address in concerned]
 
     def carrier(self, address: IPv4Address) -> Host:
         """The host that has an address."""

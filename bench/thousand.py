@@ -6,11 +6,11 @@ Each is a Service of its own, with two ports; all Services are there before. The
 a  One agent starts. The time from its start to the first answer of the last address to the client's pings.
 b  Three agents; the carrier of a third of the addresses is dead: killed, and its cable pulled out. The time from then
    until the last address of that third has answered the client.
-c  The same three; the carrier of a third is told to go (SIGTERM). The time from the signal until the last address is on
-   another host, and the outage of each address: from its removal, as its old host's kernel tells, until the client has
-   received the announcement of its new one.
+c  The same three; the carrier of the first address is told to go (SIGTERM). The time from the signal until the last
+   address is on another host, and the outage of each address: from its removal, as its old host's kernel tells, until
+   the client has received the announcement of its new one.
 d  Etcd is killed, and started again with the same data when the claims have expired. The time from etcd's first answer
-   until the last address has a carrier.
+   until all addresses are carried at once.
 e  One agent that holds all addresses is watched: its memory, and the processor time that it and the processes that it
    started have taken, per second. The same of etcd, and the requests to change keys that it answered.
 f  300 addresses on three agents: how many each one has, and how those of one that dies spread over the two others.
@@ -134,6 +134,7 @@ def told_to_go(bench: Bench) -> Iterator[Row]:
     for _ in range(bench.runs):
         victim = agents.carrier(bench.wanted[0])
         concerned = agents.carried_by(victim)
+        most = max(most, len(concerned))
         told = time.monotonic()
         process = agents.agents[victim.name]
         process.terminate(30)

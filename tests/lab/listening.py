@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
-from math import inf
 
 from attrs import define, field, frozen
 
@@ -169,11 +168,11 @@ class Ears:
         """The gratuitous ARP packets about the address that the client received since a moment."""
         return [heard for heard in list(self.announcements) if heard.address == address and heard.when >= since]
 
-    def announced_first(self, since: Mapping[IPv4Address, float]) -> dict[IPv4Address, float]:
-        """When the client received the first gratuitous ARP packet about each address since that address's moment."""
+    def first_announced(self, since: float, other_than: str) -> dict[IPv4Address, float]:
+        """When the client first received a gratuitous ARP packet about each address, those of one MAC address aside."""
         found: dict[IPv4Address, float] = {}
         for heard in list(self.announcements):
-            if heard.when >= since.get(heard.address, inf):
+            if heard.when >= since and heard.mac != other_than:
                 found.setdefault(heard.address, heard.when)
         return found
 
