@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import platform
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.lab.laboratory import INTERFACE, Host, Lab
+from tests.lab.laboratory import INTERFACE, Host, Lab, service
 from tests.lab.processes import Process
 
 NETWORK = "10.10.0.0/16"
@@ -82,7 +83,9 @@ def facts() -> str:
 
 def options(description: str, runs: int) -> argparse.ArgumentParser:
     """The options of every measurement."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, epilog="Etcd's data is in a temporary directory; TMPDIR says where."
+    )
     parser.add_argument("--runs", type=int, default=runs, help="how often to measure (default: %(default)s)")
     parser.add_argument("--rst", action="store_true", help="print the table for a page of documentation")
     parser.add_argument("--etcd", default=default_etcd(), help="etcd's binary (default: %(default)s)")
@@ -95,7 +98,13 @@ def default_etcd() -> str:
 
 
 def show(table: Table, rst: bool) -> None:
-    print(f"{table.rst() if rst else table.plain()}\n\n{facts()}")
+    show_all([table], rst)
+
+
+def show_all(tables: Sequence[Table], rst: bool, notes: Sequence[str] = ()) -> None:
+    """Print tables, what is to be known about them, and what they depend on."""
+    shown = [table.rst() if rst else table.plain() for table in tables]
+    print("\n\n".join([*shown, *notes, facts()]))
 
 
 def note(text: str) -> None:
@@ -112,14 +121,66 @@ def addresses(number: int) -> list[IPv4Address]:
 def bench_lab(etcd: str) -> Iterator[Lab]:
     """A lab with a cluster, whose client reaches L{addresses} on its link."""
     with Lab() as lab:
-        lab.client.namespace.ip([f"route add {NETWORK} dev {INTERFACE}"])
+        route(lab)
         lab.cluster.start_etcd(etcd)
-        lab.cluster.start_api()
+        _manifests(lab).mkdir()
+        start_api(lab)
         yield lab
 
 
-def start_agent(lab: Lab, host: Host) -> Process:
-    return lab.start_agent(host, "-r", NETWORK)
+def route(lab: Lab, interface: str = INTERFACE) -> None:
+    """Have the client reach L{addresses} on the link of this interface."""
+    lab.client.namespace.ip([f"route replace {NETWORK} dev {interface}"])
+
+
+def forget_neighbours(lab: Lab, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> None:
+    """
+    Have the client know nobody who has any of the addresses, and have room for all of them: the kernel has one table of
+    neighbours for all namespaces, with 1,024 entries at most, but does not count entries like these.
+    """
+    lab.client.run("ip", "neigh", "flush", "all")
+    lab.client.namespace.ip(f"neigh replace {address} dev {interface} nud none extern_learn" for address in wanted)
+
+
+def renew(lab: Lab, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> None:
+    """Begin anew: new hosts without agents, no claims, and a client that knows nobody."""
+    lab.renew()
+    lab.cluster.clear_claims()
+    route(lab, interface)
+    forget_neighbours(lab, wanted, interface)
+
+
+def _manifests(lab: Lab) -> Path:
+    return lab.directory / "manifests"
+
+
+def start_api(lab: Lab) -> Process:
+    """Start an API server, which knows what was published last."""
+    return lab.cluster.start_api("--watch", str(_manifests(lab)))
+
+
+def restart_servers(lab: Lab, etcd: str) -> None:
+    """Have a new etcd and a new API server, whatever state a failure left them in; the Services stay."""
+    for process in (lab.cluster.etcd, lab.cluster.api):
+        if process is not None:
+            process.kill()
+    lab.cluster.start_etcd(etcd)
+    start_api(lab)
+
+
+def publish(lab: Lab, wanted: Sequence[IPv4Address], ports: int = 1) -> None:
+    """Have one Service for each address, with so many ports, and no others. Unlike others, these outlast the server."""
+    text = "\n---\n".join(
+        json.dumps(service(f"web-{number}", [address], [(8000 + port, "TCP") for port in range(ports)]))
+        for number, address in enumerate(wanted)
+    )
+    (_manifests(lab) / "new").write_text(text)
+    (_manifests(lab) / "new").rename(_manifests(lab) / "services.yaml")
+    lab.wait_until(lambda: len(lab.cluster.services()) == len(wanted), "the API server to read the Services", 60, 0.1)
+
+
+def start_agent(lab: Lab, host: Host, ttl: int = 10, interface: str = INTERFACE) -> Process:
+    return lab.start_agent(host, "-r", NETWORK, "--ttl", str(ttl), "--interface", interface)
 
 
 def wait_for_agents(lab: Lab, hosts: Sequence[Host]) -> None:

@@ -11,7 +11,9 @@ from tests.lab.laboratory import INTERFACE, Host, Lab
 from tests.lab.processes import Process
 
 
-def configuration(name: str, addresses: Sequence[IPv4Address], advert: float, priority: int) -> str:
+def configuration(
+    name: str, addresses: Sequence[IPv4Address], advert: float, priority: int, interface: str = INTERFACE
+) -> str:
     """
     One VRRP instance that has all addresses; only the first is in its packets, which have no room for many.
 
@@ -27,7 +29,7 @@ global_defs {{
 vrrp_instance public {{
     state BACKUP
     nopreempt
-    interface {INTERFACE}
+    interface {interface}
     virtual_router_id 41
     priority {priority}
     advert_int {advert:g}
@@ -42,11 +44,11 @@ vrrp_instance public {{
 """
 
 
-def start(lab: Lab, host: Host, addresses: Sequence[IPv4Address], advert: float) -> Process:
+def start(lab: Lab, host: Host, addresses: Sequence[IPv4Address], advert: float, interface: str = INTERFACE) -> Process:
     """Start keepalived on a host."""
     folder = Path(mkdtemp(prefix="keepalived-", dir=lab.directory))
     path = folder / "keepalived.conf"
-    path.write_text(configuration(host.name, addresses, advert, 100 + lab.hosts.index(host)))
+    path.write_text(configuration(host.name, addresses, advert, 100 + lab.hosts.index(host), interface))
     return host.start(
         "keepalived",
         [

@@ -131,14 +131,22 @@ class Ears:
             self._thread.join()
             self._thread = None
 
+    def check(self) -> None:
+        """
+        Make sure that L{changes} has all changes.
+
+        @raise MissedChangesError: where it has not.
+        """
+        if self._failure is not None:
+            raise MissedChangesError(str(self._failure))
+
     def carriages(self, address: IPv4Address) -> list[Carriage]:
         """
         Who had the address, and when, ordered by when it came.
 
         @raise MissedChangesError: where that cannot be told.
         """
-        if self._failure is not None:
-            raise MissedChangesError(str(self._failure))
+        self.check()
         open_since: dict[str, float] = {}
         carriages: list[Carriage] = []
         for change in list(self.changes):
@@ -172,6 +180,14 @@ class Ears:
     def having(self, address: IPv4Address) -> list[str]:
         """The hosts that have the address now, on whatever interface."""
         return [carriage.host for carriage in self.carriages(address) if carriage.until is None]
+
+    def first_announced(self, since: float, other_than: str) -> dict[IPv4Address, float]:
+        """When the client first received a gratuitous ARP packet about each address, those of one MAC address aside."""
+        found: dict[IPv4Address, float] = {}
+        for heard in list(self.announcements):
+            if heard.gratuitous and heard.when >= since and heard.mac != other_than:
+                found.setdefault(heard.address, heard.when)
+        return found
 
     def _listen(self, netlink: socket.socket, arp: socket.socket, stop: int) -> None:
         with selectors.DefaultSelector() as selector, netlink, arp:

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from itertools import pairwise
 
@@ -18,6 +18,9 @@ from attrs import define, field, frozen
 from .listening import stamp, stamped
 from .namespaces import Namespace
 from .waiting import wait_until
+
+IN_TIME = 0.05
+"""Seconds within which an answer is in time: one that was held up by a busy machine is, one after an outage is not."""
 
 _ECHO_REQUEST = 8
 _ECHO_REPLY = 0
@@ -69,6 +72,21 @@ class Reply:
     number: int
     sent: float
     received: float
+
+
+def longest_gap(times: Iterable[float], since: float, until: float) -> float:
+    """The longest time without an answer between two moments; see L{Pinger.outage}."""
+    before = after = None
+    within: list[float] = []
+    for moment in times:
+        if moment <= since:
+            before = moment if before is None else max(before, moment)
+        elif moment >= until:
+            after = moment if after is None else min(after, moment)
+        else:
+            within.append(moment)
+    points = sorted(moment for moment in (before, *within, after) if moment is not None)
+    return max((later - earlier for earlier, later in pairwise(points)), default=float("inf"))
 
 
 @define(eq=False)
@@ -125,12 +143,7 @@ class Pinger:
         The longest time without an answer between two moments, in seconds. What is measured lies between two answers,
         the first of which may be older than C{since}.
         """
-        times = [reply.received for reply in list(self.replies)]
-        before = max((t for t in times if t <= since), default=None)
-        after = min((t for t in times if t >= until), default=None)
-        within = [t for t in times if since < t < until]
-        points = [t for t in (before, *within, after) if t is not None]
-        return max((later - earlier for earlier, later in pairwise(points)), default=float("inf"))
+        return longest_gap([reply.received for reply in list(self.replies)], since, until)
 
     def unanswered(self, since: float = 0.0) -> list[float]:
         """
@@ -144,6 +157,12 @@ class Pinger:
     def lost(self, since: float = 0.0) -> int:
         """How many they are."""
         return len(self.unanswered(since))
+
+    def late(self, since: float, until: float) -> int:
+        """How many of the requests of a time were not answered in time."""
+        answered = {reply.number for reply in list(self.replies) if reply.received - reply.sent < IN_TIME}
+        sent = enumerate(list(self._sent))
+        return sum(1 for number, when in sent if since <= when < until and number not in answered)
 
     def _run(self, sock: socket.socket) -> None:
         identity = (os.getpid() ^ id(self) >> 4) & 0xFFFF
@@ -162,6 +181,106 @@ class Pinger:
                 for received, sender, number in _replies(sock, identity):
                     if sender == self.address:
                         self.replies.append(Reply(number, self._sent[number], received))
+
+
+@define(eq=False)
+class Sweeper:
+    """
+    Sends an echo request to each of many addresses in turn, again and again, in a thread, whether answers come or not.
+
+    @ivar interval: seconds from one request to an address to the next one to it.
+    @ivar replies: when the answers of each address came in, in seconds of L{time.monotonic}.
+    """
+
+    _namespace: Namespace
+    addresses: Sequence[IPv4Address]
+    interval: float
+    replies: dict[IPv4Address, list[float]] = field(init=False)
+    _waiting: dict[int, float] = field(factory=dict, init=False)
+    _late: list[tuple[IPv4Address, float]] = field(factory=list, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _stopping: threading.Event = field(factory=threading.Event, init=False)
+
+    def start(self) -> Sweeper:
+        self.replies = {address: [] for address in self.addresses}
+        self._thread = threading.Thread(target=self._run, args=(_open(self._namespace),), name="sweeper", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Sweeper:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_for_replies(self, since: float = 0.0, limit: float = 30.0) -> float:
+        """Wait until every address has answered after a moment; when the last one of them did so first."""
+        firsts: dict[IPv4Address, float] = {}
+
+        def all_answered() -> bool:
+            for address in self.addresses:
+                if address not in firsts:
+                    first = first_after(self.replies[address], since)
+                    if first is not None:
+                        firsts[address] = first
+            return len(firsts) == len(self.addresses)
+
+        def missing() -> str:
+            silent = [str(address) for address in self.addresses if address not in firsts]
+            return f"{len(silent)} did not answer, {', '.join(silent[:5])} among them"
+
+        wait_until(all_answered, "answers of all addresses", limit, missing, interval=0.02)
+        return max(firsts.values())
+
+    def outage(self, address: IPv4Address, since: float, until: float = float("inf")) -> float:
+        """The longest time between two answers of an address; see L{Pinger.outage}."""
+        return longest_gap(list(self.replies[address]), since, until)
+
+    def unanswered(self, since: float, until: float) -> set[IPv4Address]:
+        """The addresses that did not answer some request of a time in time."""
+        silent = [(self.addresses[number % len(self.addresses)], when) for number, when in list(self._waiting.items())]
+        return {address for address, when in [*silent, *self._late] if since <= when < until}
+
+    def _run(self, sock: socket.socket) -> None:
+        identity = (os.getpid() ^ id(self) >> 4) & 0xFFFF
+        targets = [(str(address), 0) for address in self.addresses]
+        sent = 0
+        began = time.monotonic()
+        with sock:
+            while not self._stopping.is_set():
+                due = int((time.monotonic() - began) * len(targets) / self.interval)
+                # After a pause of this process, a round is left out rather than sent all at once.
+                sent = max(sent, due - len(targets))
+                while sent < due:
+                    self._waiting[sent] = time.monotonic()
+                    # No route or an unreachable host is what is being measured: no answer.
+                    with contextlib.suppress(OSError):
+                        sock.sendto(_request(identity, sent), targets[sent % len(targets)])
+                    sent += 1
+                select.select([sock], [], [], 0.002)
+                for received, sender, number in _replies(sock, identity):
+                    asked = self._waiting.pop(number, None)
+                    if asked is not None:
+                        self.replies[sender].append(received)
+                        if received - asked >= IN_TIME:
+                            self._late.append((sender, asked))
+
+
+def first_after(times: Sequence[float], since: float) -> float | None:
+    """The first of the moments, which are in order, that is not before another one."""
+    found = None
+    for moment in reversed(times):
+        if moment < since:
+            break
+        found = moment
+    return found
 
 
 def first_replies(
