@@ -56,6 +56,13 @@ class AddressTests(HandTestCase):
             route.addr("replace", index=index, **address, **lifetimes, proto=PROTOCOL)
         self._assert_mended()
 
+    def test_made_permanent_and_tag_lost(self) -> None:
+        """The same with a command that does not repeat the address's protocol, which the kernel then forgets."""
+        self.wait_for_heartbeat()
+        forever = ("valid_lft", "forever", "preferred_lft", "forever")
+        self.carrier.run("ip", "addr", "change", f"{ADDRESS}/32", "dev", "em1", *forever)
+        self._assert_mended()
+
     def _assert_mended(self) -> None:
         """The address stays where it is, no longer than it may, and the kernel knows within a second."""
         changed = time.monotonic()

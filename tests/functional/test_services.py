@@ -171,22 +171,65 @@ class OtherApisTests(AgentTestCase):
         self.wait_for_marks(carrier, rule())
 
 
+def name_of(address: IPv4Address) -> str:
+    """What to call the Service that wants an address."""
+    return f"web-{int(address) % 65536}"
+
+
 class SpreadTests(AgentTestCase):
     """Many addresses."""
 
-    def test_every_address_has_one_carrier(self) -> None:
-        """Each address is on one host, which claims it; every host has some; and each answers the client."""
-        for agent in self.start_agents().values():
+    TTL = 4
+
+    def test_every_agent_has_its_share(self) -> None:
+        """
+        Of 300 addresses each of three agents carries a third, give or take a fifth of that. When one dies, the others
+        take its addresses over in equal parts, by the same measure, and keep their own. When it comes back, nothing
+        moves.
+        """
+        options = ("--ttl", str(self.TTL), "-r", "10.9.0.0/16")
+        agents = self.start_agents(*options)
+        for agent in agents.values():
             self.wait_for_line(agent, "following Services")
-        addresses = [IPv4Address("192.168.1.130") + number for number in range(60)]
-        for number, address in enumerate(addresses):
-            self.lab.cluster.create(service(f"web-{number}", [address]))
-        self.lab.wait_until(
-            lambda: sorted(a for host in self.lab.hosts for a in host.carried()) == addresses, "all addresses", 30
-        )
-        on_hosts = {address: host.name for host in self.lab.hosts for address in host.carried()}
-        self.assertEqual(self.lab.cluster.claims(), on_hosts)
-        self.assertEqual(set(on_hosts.values()), {host.name for host in self.lab.hosts})
+        addresses = {IPv4Address("10.9.0.1") + number for number in range(300)}
+        for address in addresses:
+            self.lab.cluster.create(service(name_of(address), [address]))
+        first = self._wait_for_all(addresses)
+        self.assertEqual(first.keys(), agents.keys())
         for host in self.lab.hosts:
-            rules = [line for line in host.marks() if "--dport" in line]
-            self.assertEqual(len(rules), len(host.carried()))
+            self.assert_about(len(first[host.name]), 100)
+            self.wait_for_marks(host, *(rule(comment=name_of(each), address=each) for each in first[host.name]))
+
+        dead = self.lab.hosts[0]
+        agents[dead.name].kill()
+        self.lab.wait_until(lambda: not dead.carried(), "the addresses to go")
+        second = self._wait_for_all(addresses)
+        for name in first.keys() - {dead.name}:
+            self.assertGreater(second[name], first[name])
+            self.assert_about(len(second[name] - first[name]), len(first[dead.name]) / 2)
+
+        self.lab.wait_until(lambda: dead.name not in self.known_agents(), "the record to end")
+        again = self.lab.start_agent(dead, *options)
+        self.wait_for_agents(dead.name)
+        self.wait_for_line(again, "following Services")
+        self.stays_true(lambda: not dead.carried(), 2.5)
+        self.assertEqual(self._wait_for_all(addresses), second)
+        self.assertEqual([overlap for address in addresses for overlap in self.lab.ears.overlaps(address)], [])
+
+    def assert_about(self, number: float, expected: float) -> None:
+        """The number is as expected, give or take a fifth."""
+        self.assertLessEqual(abs(number - expected), expected / 5, f"{number} is not about {expected}")
+
+    def _wait_for_all(self, addresses: set[IPv4Address]) -> dict[str, set[IPv4Address]]:
+        """Wait until each of the addresses is on one host, and the claims say the same; what each host carries."""
+
+        def carried() -> dict[str, set[IPv4Address]] | None:
+            found = {host.name: host.carried() for host in self.lab.hosts}
+            claims = {address: name for name, those in found.items() for address in those}
+            if sum(map(len, found.values())) != len(addresses) or self.lab.cluster.claims() != claims:
+                return None
+            return {name: those for name, those in found.items() if those}
+
+        found = self.lab.wait_until(carried, "all addresses", 30)
+        self.assertEqual(set().union(*found.values()), addresses)
+        return found
