@@ -73,6 +73,9 @@ TIME_TO_BE_REFUSED = 1.0
 DEFENCE_INTERVAL = 10.0
 """Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
 
+TIME_TO_TAKE_OVER = 2.0
+"""Seconds for which an agent that has given up a claim counts as one that cannot carry what is free."""
+
 HEARSAY = 1.0
 """Seconds for which an answer about one address counts more than what the watch tells, unless the watch has news."""
 
@@ -141,6 +144,7 @@ class Converger(TwistedService):
     _admitted: float | None = field(default=None, init=False)
     _newest_agent: float = field(default=-inf, init=False)
     _known_until: dict[str, float] = field(factory=dict, init=False)
+    _gave_up: dict[str, float] = field(factory=dict, init=False)
     _recalled: AbstractSet[str] = field(default=frozenset(), init=False)
     _recalled_until: float = field(default=-inf, init=False)
     _is_refused: bool = field(default=False, init=False)
@@ -185,6 +189,7 @@ class Converger(TwistedService):
             if holder != self.terms.id:
                 self._carried.setdefault(address, (holder, now))
         self._recall_agents(claims, now)
+        self._note_who_gave_up(claims, now)
         if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
             self._newest_agent = now
         lost = claims.lost and not (self._claims and self._claims.lost)
@@ -206,6 +211,16 @@ class Converger(TwistedService):
         self._known_until.update(dict.fromkeys(before, now))
         if self.terms.id in before and self.terms.id not in claims.agents:
             self._recalled, self._recalled_until = self._known_until.keys() - {self.terms.id}, now + LONGEST_SETTLING
+
+    def _note_who_gave_up(self, claims: Claims, now: float) -> None:
+        """
+        An agent that gives up a claim to what is still wanted, or lets it end, cannot carry anything at the moment, or
+        is dead and its record ends later. The others share without it.
+        """
+        wanted = self._selection.wanted if self._selection else {}
+        for address, holder in (self._claims.holders if self._claims else {}).items():
+            if address in wanted and address not in claims.holders and holder in claims.agents:
+                self._gave_up[holder] = now + TIME_TO_TAKE_OVER
 
     def host_changed(self) -> None:
         """Something about the host's addresses or links changed."""
@@ -343,6 +358,7 @@ class Converger(TwistedService):
             registration_due=self._registration_due,
             admitted=self._admitted,
             newest_agent=self._newest_agent,
+            gave_up={a for a, until in self._gave_up.items() if now < until and a != self.terms.id},
             recalled=self._recalled if now < self._recalled_until else frozenset(),
             busy=self._busy,
             failures=self._failures,
@@ -587,6 +603,8 @@ class Converger(TwistedService):
             self._adoptable = set(host.assigned)
         if before is None or before.link != host.link:
             self._log_link(host)
+            # Behind a carrier that has come back there may be another switch, which knows nothing yet.
+            self._announced.clear()
         for missing in set(before.assigned if before else ()) - set(host.assigned):
             self._announced.pop(missing, None)
             self._extended.pop(missing, None)

@@ -180,12 +180,14 @@ class Link:
 
     @ivar mac: six bytes; empty where the link layer has none.
     @ivar ready: it is administratively up and has carrier.
+    @ivar carrier_changes: how often carrier has come or gone, so that it is noticed when both happen between two looks.
     """
 
     index: int
     name: str
     mac: bytes
     ready: bool
+    carrier_changes: int = 0
 
 
 @frozen

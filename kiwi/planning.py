@@ -90,7 +90,7 @@ KERNEL_LATENESS = 0.55
 KERNEL_LATENESS_OF_MANY = 1.55
 WRITTEN_TOGETHER = 1000
 
-STAGGER, STAGGER_OF_EACH = 0.05, 0.001
+STAGGER, STAGGER_OF_EACH = 0.05, 0.0005
 """
 Seconds by which each agent in the ranking for an address lets the one before it go first, and how many more for each
 other address that is free at the same time: the one before may have as many to try for.
@@ -102,8 +102,11 @@ Seconds for which an agent that starts lets others be heard of, so that agents t
 one that was heard of for the first time, and at the most.
 """
 
-FAIR_SHARE = 1.05
-"""Times the average, and one more, that an agent takes before it lets all the others go first."""
+FAIR_SHARE, OVER_SHARE = 1.02, 3
+"""
+Times the average, and one more, that an agent takes before it lets all the others go first, and how many turns of each
+of them.
+"""
 
 RENEW_TOGETHER = 16
 """Claims in one renewal: a slow answer for one of them keeps back no more than these."""
@@ -191,6 +194,7 @@ class Situation:
     @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
     @ivar newest_agent: when an agent was last heard of for the first time.
     @ivar recalled: agents whose records have ended together with this agent's own, and that may be as alive as it is.
+    @ivar gave_up: agents whose claims to wanted addresses ended a moment ago, and that are not waited for therefore.
     @ivar busy: what steps are working on right now.
     @ivar failures: how often in a row something failed.
     @ivar rests: until when something that failed is left alone.
@@ -226,6 +230,7 @@ class Situation:
     admitted: float | None = -inf
     newest_agent: float = -inf
     recalled: AbstractSet[str] = frozenset()
+    gave_up: AbstractSet[str] = frozenset()
     busy: AbstractSet[Subject] = frozenset()
     failures: Mapping[Subject, int] = field(factory=dict)
     rests: Mapping[Subject, float] = field(factory=dict)
@@ -280,7 +285,7 @@ class _Planner:
         self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
         agents = situation.claims.agents.values() if situation.claims else ()
         self.leaving = {record.id for record in agents if record.leaving}
-        self.staying = ({record.id for record in agents} | situation.recalled) - self.leaving
+        self.staying = ({record.id for record in agents} | situation.recalled) - self.leaving - situation.gave_up
         self.handing_over = self._is_handing_over()
         self.not_yet = self._waiting_for_their_turn()
         self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
@@ -500,6 +505,7 @@ class _Planner:
         if self.see.admitted is None:
             return
         due = [a for a in self.kept if a in self.see.renewals_due or self._is_doubtful(a)]
+        due.sort(key=lambda address: self.live[address].sent)
         due += [
             a
             for a, holder in self.holders.items()
@@ -552,7 +558,7 @@ class _Planner:
                 continue
             before = rank(address, self.terms.id, self.staying)
             if carried >= fair:
-                before += others
+                before += others * OVER_SHARE
             turn = max(see.free_since.get(address, self.now), settled) + before * stagger
             if not self._is_ahead(turn) and self._may_ask_about(address):
                 carried += 1

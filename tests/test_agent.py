@@ -134,6 +134,17 @@ class ServiceTests(AgentTestCase):
         self.world.pass_time(180)
         self.assertEqual(len(host.announcer.announced), 8)
 
+    def test_carrier_returns(self) -> None:
+        """It is announced anew when carrier went and came back, however quickly."""
+        host = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(10)
+        host.addresses.set_ready(False)
+        host.addresses.set_ready(True)
+        host.changed()
+        self.world.pass_time(0.1)
+        self.assertEqual((len(host.announcer.announced), host.carried), (6, {ADDRESS}))
+
     def test_deleted(self) -> None:
         """When the Service goes, everything of it goes."""
         self.three()

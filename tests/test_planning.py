@@ -17,6 +17,7 @@ from kiwi.planning import (
     LONGEST_HAND_OVER,
     LONGEST_PREPARATION,
     LONGEST_SETTLING,
+    OVER_SHARE,
     SETTLING,
     STAGGER,
     STAGGER_OF_EACH,
@@ -221,6 +222,13 @@ class RankingTests(SynchronousTestCase):
         leaving = Claims({}, {first: AgentRecord(first, "host", "there", "2", leaving=True)})
         self.assertIn(Acquire(ADDRESS), plan(evolve(QUIET, claims=leaving, free_since={ADDRESS: NOW}), TERMS).steps)
 
+    def test_gave_up(self) -> None:
+        """An agent that has just given up what is wanted is not waited for."""
+        first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
+        claims = Claims({}, {first: AgentRecord(first, "host", "there", "2")})
+        gave_up = evolve(QUIET, claims=claims, gave_up={first}, free_since={ADDRESS: NOW})
+        self.assertIn(Acquire(ADDRESS), plan(gave_up, TERMS).steps)
+
     def test_recalled(self) -> None:
         """An agent whose record ended together with this agent's own is let go first, unless it is leaving."""
         first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
@@ -239,7 +247,7 @@ class RankingTests(SynchronousTestCase):
         enough = evolve(many, holds={IPv4Address(n): Hold(IPv4Address(n), NOW, NOW) for n in range(9, 129)})
         waiting = plan(enough, TERMS)
         self.assertEqual([step for step in waiting.steps if isinstance(step, Acquire)], [])
-        patient = plan(evolve(enough, now=NOW + 4 * (STAGGER + 179 * STAGGER_OF_EACH)), TERMS)
+        patient = plan(evolve(enough, now=NOW + (2 + 2 * OVER_SHARE) * (STAGGER + 179 * STAGGER_OF_EACH)), TERMS)
         self.assertEqual(len([step for step in patient.steps if isinstance(step, Acquire)]), 180)
 
     def test_second(self) -> None:
@@ -575,6 +583,7 @@ def situations(draw: st.DrawFn) -> Situation:
         admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
         newest_agent=draw(st.floats(NOW - 20, NOW)),
         recalled=draw(st.frozensets(ids)),
+        gave_up=draw(st.frozensets(ids)),
         busy=draw(st.frozensets(subjects)),
         failures=draw(st.dictionaries(subjects, st.integers(0, 5))),
         rests=draw(st.dictionaries(subjects, moments)),

@@ -60,6 +60,9 @@ from .interface import Assigned, IAddresses, NetworkError, Unassigned
 # NLM_F_EXCL, which the kernel refuses if it is there by now; then the dump is made anew. What is left is the time
 # between dump and replace, some milliseconds, in which somebody would have to delete our address by hand and configure
 # the very same one. Deletions carry our label, and that the kernel does compare.
+#
+# Whoever changes the lifetime of our address by hand mostly leaves its protocol out, and then the kernel forgets it. An
+# address with our label and no protocol is therefore ours if this process has put it there and it has been there since.
 
 # Note [A kernel that takes its time]
 # A lifetime is relative: it runs from the moment when the kernel acts. If the process is stopped between the reading of
@@ -87,7 +90,7 @@ may take any number above C{IFAPROT_KERNEL_LL} (3); this is the letter K. Kernel
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _ARPHRD_ETHER = 1
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_EXT_MASK = 1, 3, 29
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_EXT_MASK, _IFLA_CARRIER_CHANGES = 1, 3, 29, 35
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_PROTO = 1, 2, 3, 6, 11
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 4, 5, 6, 9
@@ -243,6 +246,7 @@ def decode_link(message: bytes) -> Link:
         os.fsdecode(found[_IFLA_IFNAME].rstrip(b"\0")),
         found.get(_IFLA_ADDRESS, b"") if kind == _ARPHRD_ETHER else b"",
         bool(flags & _IFF_UP and flags & _IFF_LOWER_UP),
+        _number(found.get(_IFLA_CARRIER_CHANGES)) or 0,
     )
 
 
@@ -466,7 +470,7 @@ class NetlinkAddresses:
     The addresses of an interface in the network namespace of the calling thread.
 
     Ours are those on this interface with our label, and with our protocol number too where the kernel keeps it. An
-    address that bears the tag on another interface is somebody else's.
+    address that bears the tag on another interface is somebody else's. See Note [Whose address is it].
 
     The interface may come and go, and come back with another index.
 
@@ -479,6 +483,7 @@ class NetlinkAddresses:
     release: str = field(factory=lambda: os.uname().release)
     _label: bytes = field(init=False)
     _writer: AddressWriter = field(init=False)
+    _written: set[bytes] = field(factory=set, init=False)
 
     @_label.default
     def _label_for_interface(self) -> bytes:
@@ -553,10 +558,12 @@ class NetlinkAddresses:
         others = []
         for address in configured:
             index, local, prefix, label, protocol, lifetime = address
-            if (index, prefix, label) == tag and (protocol == PROTOCOL or not tagged):
+            forgotten = protocol == 0 and local in self._written
+            if (index, prefix, label) == tag and (protocol == PROTOCOL or not tagged or forgotten):
                 ours[local] = lifetime
             else:
                 others.append(address)
+        self._written.intersection_update(ours)
         return _Present(link, ours, others)
 
     def _delete(self, kernel: _Kernel, index: int, addresses: Sequence[bytes]) -> dict[bytes, str]:
@@ -664,6 +671,7 @@ class _Assigning:
             else:
                 self._overdue.discard(local)
                 self.expires[local] = now + lifetimes[local]
+                self._addresses._written.add(local)
                 del self.wanted[local]
 
     def _remove_overdue(self, kernel: _Kernel, index: int) -> None:

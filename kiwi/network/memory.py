@@ -60,8 +60,8 @@ class MemoryAddresses:
 
     def set_ready(self, ready: bool) -> None:
         """Set carrier on or off. Addresses stay."""
-        if self.link is not None:
-            self.link = evolve(self.link, ready=ready)
+        if self.link is not None and self.link.ready != ready:
+            self.link = evolve(self.link, ready=ready, carrier_changes=self.link.carrier_changes + 1)
 
     def delete(self, address: IPv4Address) -> None:
         """Delete an address of ours by hand."""

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import cycle
+from math import inf
 from threading import Event, Thread
 from time import monotonic
 from typing import Any
@@ -231,6 +232,29 @@ class OurAddressesTests(SynchronousTestCase):
         self.assertEqual(self.addresses.unassign(addresses), Unassigned(frozenset(addresses)))
         self.assertEqual(self.host.addresses(), before)
 
+    def test_protocol_forgotten(self) -> None:
+        """One of ours stays ours when somebody changes it and leaves the protocol out, until somebody takes it away."""
+        self.addresses.assign({Assignment(FIRST, 100.5)})
+        self.host.address("replace", f"{FIRST}/32", label="em1:kube")
+        self.assertEqual(self.addresses.read().assigned, {FIRST: inf})
+        self.assertEqual(self.addresses.assign({Assignment(FIRST, 100.5)}).failed, {})
+        (attributes,) = self.host.addresses().values()
+        self.assertEqual(attributes["proto"], PROTOCOL)
+        self.assertLessEqual(attributes["valid"], 100)
+        self.host.address("del", f"{FIRST}/32")
+        self.assertEqual(self.addresses.read().assigned, {})
+        self.host.address("add", f"{FIRST}/32", label="em1:kube")
+        self.assertEqual(self.addresses.read().assigned, {})
+
+    def test_carrier_changes(self) -> None:
+        """That carrier went and came back is told, also to who looks only afterwards."""
+        before = self.addresses.read().link
+        self.host.link(state="down")
+        self.host.link(state="up")
+        after = self.addresses.read().link
+        assert before is not None and after is not None
+        self.assertGreater(after.carrier_changes, before.carrier_changes)
+
     def test_label_guards_deletion(self) -> None:
         """The kernel itself deletes only what has the label in the message."""
         self.host.address("add", f"{FIRST}/32", label="em1:kube")
@@ -412,14 +436,16 @@ class MessageTests(SynchronousTestCase):
     def test_link(self) -> None:
         """A link is ready with the flags for up and carrier, and has a MAC address where it is an Ethernet."""
         for kind, flags, link in (
-            (1, 0x10001, Link(3, "em1", bytes.fromhex("020000000001"), ready=True)),
-            (1, 0x00001, Link(3, "em1", bytes.fromhex("020000000001"), ready=False)),
-            (1, 0x10000, Link(3, "em1", bytes.fromhex("020000000001"), ready=False)),
-            (772, 0x10001, Link(3, "em1", b"", ready=True)),
+            (1, 0x10001, Link(3, "em1", bytes.fromhex("020000000001"), True, 7)),
+            (1, 0x00001, Link(3, "em1", bytes.fromhex("020000000001"), False, 7)),
+            (1, 0x10000, Link(3, "em1", bytes.fromhex("020000000001"), False, 7)),
+            (772, 0x10001, Link(3, "em1", b"", True, 7)),
         ):
             message = ifinfmsg()
             message["index"], message["flags"], message["ifi_type"] = 3, flags, kind
-            message["attrs"] = [("IFLA_IFNAME", "em1"), ("IFLA_ADDRESS", "02:00:00:00:00:01")]
+            message["attrs"] = [
+                *(("IFLA_IFNAME", "em1"), ("IFLA_ADDRESS", "02:00:00:00:00:01"), ("IFLA_CARRIER_CHANGES", 7)),
+            ]
             message.encode()
             self.assertEqual(decode_link(bytes(message.data)[HEADER:]), link)
 
