@@ -122,6 +122,7 @@ class Converger(TwistedService):
     _holds: dict[IPv4Address, Hold] = field(factory=dict, init=False)
     _renewals_due: set[IPv4Address] = field(factory=set, init=False)
     _host: Host | None = field(default=None, init=False)
+    _looked: float = field(default=-inf, init=False)
     _host_stale: bool = field(default=False, init=False)
     _host_unsure: bool = field(default=False, init=False)
     _assigning: frozenset[IPv4Address] = field(default=frozenset(), init=False)
@@ -342,6 +343,7 @@ class Converger(TwistedService):
             store_troubled=self._store_trouble,
             renewals_due=self._renewals_due,
             host=self._host,
+            looked=self._looked,
             host_stale=self._host_stale,
             host_unsure=self._host_unsure,
             assigning=self._assigning,
@@ -598,6 +600,7 @@ class Converger(TwistedService):
     def _note_host(self, step: LookAtHost, host: Host) -> None:
         before, self._host = self._host, host
         self._host_stale = self._host_unsure = False
+        self._looked = self.clock.seconds()
         self._succeeded(ADDRESSES)
         if before is None:
             self._adoptable = set(host.assigned)

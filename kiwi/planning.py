@@ -118,7 +118,10 @@ TRIES_TO_PROVISION = 3
 """Failures in a row after which an agent that cannot put up what it has claimed lets others try."""
 
 
-HAND_OVER_TOGETHER = 32
+LOOK_INTERVAL = 0.05
+"""Seconds from one look at the host to the next, where it is only said to have changed: mostly by this agent itself."""
+
+HAND_OVER_TOGETHER = 16
 """Addresses that a leaving agent takes off the interface before the store has answered to their releases."""
 
 TIME_TO_PREPARE, LONGEST_PREPARATION, LONGEST_HAND_OVER = 0.1, 0.5, 2.0
@@ -177,6 +180,7 @@ class Situation:
     @ivar store_troubled: the store gave no answer when it was asked last.
     @ivar renewals_due: holds to confirm with the store.
     @ivar host: the host as last seen, or C{None} before that.
+    @ivar looked: when it was looked at last.
     @ivar host_stale: the host may have changed since.
     @ivar host_unsure: a step on the addresses failed since, and may have had half of its effect.
     @ivar assigning: addresses that a step is putting on the interface right now.
@@ -213,6 +217,7 @@ class Situation:
     store_troubled: bool = False
     renewals_due: AbstractSet[IPv4Address] = frozenset()
     host: Host | None = None
+    looked: float = -inf
     host_stale: bool = False
     host_unsure: bool = False
     assigning: AbstractSet[IPv4Address] = frozenset()
@@ -297,11 +302,12 @@ class _Planner:
     def plan(self) -> Plan:
         claiming = (*self._renewals(), *self._releases(), *self._acquisitions())
         trying = {step.address for step in claiming if isinstance(step, Acquire)} | self._tried_for()
+        # What is assigned is announced before anything else is done in the same thread.
         provisioning = (
+            *self._announcements(),
             *self._addresses(),
             *self._firewall(trying),
             *self._probes(trying),
-            *self._announcements(),
         )
         return Plan((*self._record(claiming), *provisioning, *claiming), self.look)
 
@@ -412,7 +418,7 @@ class _Planner:
         elif any(self._is_assignment_due(a) and self._is_available(AssignmentOf(a)) for a in writable):
             # See Note [Written together].
             yield Assign(frozenset(Assignment(a, self._ends(a)) for a in writable))
-        elif see.host is None or see.host_stale or see.host_unsure:
+        elif see.host is None or see.host_unsure or (see.host_stale and not self._is_ahead(see.looked + LOOK_INTERVAL)):
             yield LookAtHost()
 
     def _is_new(self, address: IPv4Address) -> bool:

@@ -566,6 +566,7 @@ def situations(draw: st.DrawFn) -> Situation:
         store_troubled=draw(st.booleans()),
         renewals_due=draw(st.frozensets(addresses)),
         host=draw(st.none() | st.dictionaries(addresses, moments).map(lambda assigned: Host(link, assigned))),
+        looked=draw(st.sampled_from([-inf, NOW - 1, NOW - 0.01])),
         host_stale=draw(st.booleans()),
         host_unsure=draw(st.booleans()),
         assigning=draw(st.frozensets(addresses)),
