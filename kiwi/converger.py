@@ -21,7 +21,7 @@ from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
 from .model import Assignment, Claims, Hold, Host, Mark, Service, ServiceName
 from .network.interface import Assigned, NetworkError, Unassigned
-from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, plan
+from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
 from .steps import (
     ADDRESSES,
@@ -128,6 +128,7 @@ class Converger(TwistedService):
     _assigning: frozenset[IPv4Address] = field(default=frozenset(), init=False)
     _adoptable: set[IPv4Address] = field(factory=set, init=False)
     _extended: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _written: Written | None = field(default=None, init=False)
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[IPv4Address, Announced] = field(factory=dict, init=False)
@@ -349,6 +350,7 @@ class Converger(TwistedService):
             assigning=self._assigning,
             adoptable=self._adoptable,
             extended=self._extended,
+            written=self._written,
             marks=self._marks,
             marks_stale=self._marks_stale,
             announced=self._announced,
@@ -625,6 +627,8 @@ class Converger(TwistedService):
     def _note_assign(self, step: Assign, result: Assigned) -> None:
         asked = {assignment.address: assignment.expires for assignment in step.assignments}
         before = self._host.assigned if self._host else {}
+        if before.keys() <= asked.keys():
+            self._written = Written(self.clock.seconds(), min(asked.values()))
         if self._host is not None:
             self._host = evolve(self._host, assigned={**before, **result.expires})
         for address in result.expires:

@@ -34,9 +34,15 @@ Lifetimes are whole seconds: what is written together ends together, or whole se
 than 0.25 s late, and 0.26 s more where the kernel's timer is coarse (Note [Two looks at the clock] in
 L{kiwi.network.addresses}). So whenever one address is written, all are. What is confirmed bit by bit is therefore
 extended when all of it is, or when half a TTL is left. Up to L{WRITTEN_TOGETHER} addresses are written
-well within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it. Somebody
-else who writes an address of this host in the second before ours end can make the kernel a second late, too; that
-matters only if this agent is dead at that moment, and is not provided for.
+well within 20 ms; where there are more, the kernel is left L{KERNEL_LATENESS_OF_MANY}, if the TTL allows it.
+
+To write hundreds for each one that comes takes longer than anything else in a takeover. So where there are more than a
+few, all of them are written every L{ALL_AGAIN} seconds at the most. What comes in between is written alone, with a
+lifetime that ends L{ALONE_ENDS_BEFORE} seconds before those of the others: the last pass for it is over more than a
+second before the pass for the others is due. Where a lifetime is too short for that, all are written nevertheless.
+
+Somebody else who writes an address of this host in the second before ours end can make the kernel a second late, too;
+that matters only if this agent is dead at that moment, and is not provided for.
 
 Note [Handing over]
 ~~~~~~~~~~~~~~~~~~~
@@ -54,7 +60,7 @@ from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from ipaddress import IPv4Address
 from itertools import islice
-from math import ceil, floor, inf
+from math import ceil, inf
 
 from attrs import evolve, field, frozen
 
@@ -90,10 +96,13 @@ KERNEL_LATENESS = 0.55
 KERNEL_LATENESS_OF_MANY = 1.55
 WRITTEN_TOGETHER = 1000
 
-STAGGER, STAGGER_OF_EACH = 0.05, 0.0005
+ALL_AGAIN, ALONE_ENDS_BEFORE, SHORTEST_ALONE = 0.5, 3.6, 1.5
+"""See Note [Written together]. Seconds; the last one is the least that is left of a lifetime alone."""
+
+STAGGER, STAGGER_OF_EACH = 0.05, 0.001
 """
 Seconds by which each agent in the ranking for an address lets the one before it go first, and how many more for each
-other address that is free at the same time: the one before may have as many to try for.
+other address that is free at the same time or about to be: the one before may have as many to try for.
 """
 
 SETTLING, LONGEST_SETTLING = 0.5, 2.0
@@ -121,7 +130,7 @@ TRIES_TO_PROVISION = 3
 LOOK_INTERVAL = 0.05
 """Seconds from one look at the host to the next, where it is only said to have changed: mostly by this agent itself."""
 
-HAND_OVER_TOGETHER = 16
+HAND_OVER_TOGETHER = 24
 """Addresses that a leaving agent takes off the interface before the store has answered to their releases."""
 
 TIME_TO_PREPARE, LONGEST_PREPARATION, LONGEST_HAND_OVER = 0.1, 0.5, 2.0
@@ -135,11 +144,13 @@ class Terms:
 
     @ivar ttl: seconds.
     @ivar probe_wait: seconds to wait for a machine that has an address already to say so; 0 for not asking.
+    @ivar few: as many addresses are always written together. See Note [Written together].
     """
 
     record: AgentRecord
     ttl: float
     probe_wait: float = 0.03
+    few: int = 64
 
     @property
     def id(self) -> str:
@@ -169,6 +180,19 @@ class Announced:
 
 
 @frozen
+class Written:
+    """
+    The last time that all addresses were written together. Seconds on the agent's monotonic clock.
+
+    @ivar at: when.
+    @ivar ends: until when the kernel was asked to keep the first of them to go.
+    """
+
+    at: float
+    ends: float
+
+
+@frozen
 class Situation:
     """
     All that a decision rests on. Times are seconds on the agent's monotonic clock.
@@ -186,6 +210,7 @@ class Situation:
     @ivar assigning: addresses that a step is putting on the interface right now.
     @ivar adoptable: addresses that an earlier life of this agent left on the interface, and that nobody decided on yet.
     @ivar extended: until when each address was last asked to stay on the interface.
+    @ivar written: the last time that all addresses were written together, if they were.
     @ivar marks: what the firewall marks; C{None} where it is not as it should be.
     @ivar marks_stale: the firewall may have changed since, or was never looked at.
     @ivar announced: the last announcement of each address since it was assigned.
@@ -223,6 +248,7 @@ class Situation:
     assigning: AbstractSet[IPv4Address] = frozenset()
     adoptable: AbstractSet[IPv4Address] = frozenset()
     extended: Mapping[IPv4Address, float] = field(factory=dict)
+    written: Written | None = None
     marks: frozenset[Mark] | None = None
     marks_stale: bool = False
     announced: Mapping[IPv4Address, Announced] = field(factory=dict)
@@ -348,13 +374,15 @@ class _Planner:
         """What a leaving agent still carries. See Note [Handing over]."""
         if not self.handing_over:
             return frozenset()
-        carried = sorted(self.live.keys() & self.assigned.keys())
+        carried = self.live.keys() & self.assigned.keys()
         told = self.see.leaving_since
         prepared = (self.see.draining_since + LONGEST_PREPARATION) if told is None else told + TIME_TO_PREPARE
         if self._is_ahead(prepared):
             return frozenset(carried)
         going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
-        return frozenset(carried[max(0, HAND_OVER_TOGETHER - going) :])
+        # What is being renewed could not be released at once.
+        can_go = sorted(address for address in carried if ClaimTo(address) not in self.see.busy)
+        return carried.difference(can_go[: max(0, HAND_OVER_TOGETHER - going)])
 
     def _asked_about_what_is_not_held(self) -> int:
         return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)
@@ -415,11 +443,22 @@ class _Planner:
         ]
         if away:
             yield Unassign(away)
-        elif any(self._is_assignment_due(a) and self._is_available(AssignmentOf(a)) for a in writable):
-            # See Note [Written together].
-            yield Assign(frozenset(Assignment(a, self._ends(a)) for a in writable))
+        elif assignments := self._assignments(writable):
+            yield Assign(assignments)
         elif see.host is None or see.host_unsure or (see.host_stale and not self._is_ahead(see.looked + LOOK_INTERVAL)):
             yield LookAtHost()
+
+    def _assignments(self, writable: Sequence[IPv4Address]) -> frozenset[Assignment]:
+        """What to write of all that may be written. See Note [Written together]."""
+        due = [a for a in writable if self._is_assignment_due(a) and self._is_available(AssignmentOf(a))]
+        written = self.see.written
+        if due and written is not None and len(writable) > self.terms.few:
+            missing = [a for a in due if a not in self.assigned]
+            ends = written.ends - ALONE_ENDS_BEFORE
+            is_long_enough = ends - self.now >= SHORTEST_ALONE and all(self._ends(a) >= written.ends for a in missing)
+            if is_long_enough and self._is_ahead(written.at + ALL_AGAIN):
+                return frozenset(Assignment(a, ends) for a in missing)
+        return frozenset(Assignment(a, self._ends(a)) for a in writable) if due else frozenset()
 
     def _is_new(self, address: IPv4Address) -> bool:
         """Whether the neighbours must be asked before an address is assigned."""
@@ -450,7 +489,7 @@ class _Planner:
         if ends > asked_for and not (self.see.renewals_due and self._is_ahead(asked_for - self.terms.ttl / 2)):
             return True
         # Somebody changed the lifetime by hand. Lifetimes are whole seconds, which the kernel tells rounded up.
-        return expires > ends + 1.5 or expires < self.now + floor(ends - self.now) - 1.5
+        return expires > ends + 1.5 or expires < asked_for - 2.5
 
     def _tried_for(self) -> AbstractSet[IPv4Address]:
         """Addresses that are being claimed right now."""
@@ -510,7 +549,7 @@ class _Planner:
     def _renewals(self) -> Iterable[Step]:
         if self.see.admitted is None:
             return
-        due = [a for a in self.kept if a in self.see.renewals_due or self._is_doubtful(a)]
+        due = [a for a in self.kept if (a in self.see.renewals_due and self._is_due_soon(a)) or self._is_doubtful(a)]
         due.sort(key=lambda address: self.live[address].sent)
         due += [
             a
@@ -522,6 +561,11 @@ class _Planner:
         free = (a for a in due if self._may_ask_about(a))
         while together := frozenset(islice(free, RENEW_TOGETHER)):
             yield Renew(together)
+
+    def _is_due_soon(self, address: IPv4Address) -> bool:
+        """Whether a claim must be confirmed now: not where it is given back long before it ends."""
+        given_back = self.see.draining_since + LONGEST_HAND_OVER
+        return not self.handing_over or self.terms.hold_ends(self.live[address]) < given_back
 
     def _is_safe(self, address: IPv4Address) -> bool:
         """Whether no other agent may still carry an address whose claim the store has lost."""
@@ -558,7 +602,8 @@ class _Planner:
         carried = len(self.live) + self._asked_about_what_is_not_held()
         there = self.live.keys() | self.holders.keys() | self.assigned.keys() | see.foreign
         free = [a for a in see.wanted if a not in there]
-        stagger = STAGGER + STAGGER_OF_EACH * max(0, len(free) - 1)
+        soon_free = sum(holder in self.leaving for holder in self.holders.values()) if self.leaving else 0
+        stagger = STAGGER + STAGGER_OF_EACH * max(0, len(free) + soon_free - 1)
         for address in free:
             if ClaimTo(address) in see.busy or not self._is_safe(address):
                 continue

@@ -13,12 +13,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, Protocol
 from kiwi.planning import (
+    ALL_AGAIN,
+    ALONE_ENDS_BEFORE,
     HAND_OVER_TOGETHER,
     LONGEST_HAND_OVER,
     LONGEST_PREPARATION,
     LONGEST_SETTLING,
     OVER_SHARE,
     SETTLING,
+    SHORTEST_ALONE,
     STAGGER,
     STAGGER_OF_EACH,
     TIME_TO_PREPARE,
@@ -28,6 +31,7 @@ from kiwi.planning import (
     Plan,
     Situation,
     Terms,
+    Written,
     plan,
     rank,
 )
@@ -262,6 +266,10 @@ class RankingTests(SynchronousTestCase):
         many = evolve(later, wanted=marks, free_since=dict.fromkeys(marks, NOW))
         self.assertNotIn(Acquire(ADDRESS), plan(many, TERMS).steps)
         self.assertIn(Acquire(ADDRESS), plan(evolve(many, now=NOW + (STAGGER + STAGGER_OF_EACH)), TERMS).steps)
+        leaving = {**claims.agents, "gone": AgentRecord("gone", "host", "there", "3", leaving=True)}
+        soon_free = evolve(later, wanted=marks, claims=Claims({OTHER: "gone"}, leaving))
+        self.assertNotIn(Acquire(ADDRESS), plan(soon_free, TERMS).steps)
+        self.assertIn(Acquire(ADDRESS), plan(evolve(soon_free, now=NOW + (STAGGER + STAGGER_OF_EACH)), TERMS).steps)
 
 
 class WayOutTests(SynchronousTestCase):
@@ -343,7 +351,9 @@ class HandingOverTests(SynchronousTestCase):
         """While the others get ready, it goes on as before; then the address goes."""
         self.assertEqual(plan(self.going, TERMS), Plan((), NOW + TIME_TO_PREPARE))
         beaten = evolve(self.going, renewals_due={ADDRESS})
-        self.assertEqual(plan(beaten, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+        self.assertEqual(plan(beaten, TERMS).steps, ())
+        last = evolve(beaten, holds={ADDRESS: evolve(HOLD, sent=NOW - TERMS.ttl + LONGEST_HAND_OVER)})
+        self.assertIn(Renew(frozenset({ADDRESS})), plan(last, TERMS).steps)
         ready = evolve(self.going, now=NOW + TIME_TO_PREPARE)
         self.assertEqual(plan(ready, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
 
@@ -391,6 +401,12 @@ class HandingOverTests(SynchronousTestCase):
         self.assertEqual(plan(released, TERMS).steps, (Unassign(frozenset({many[HAND_OVER_TOGETHER]})),))
         late = evolve(going, draining_since=NOW - LONGEST_HAND_OVER)
         self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset(many)),))
+
+    def test_being_renewed(self) -> None:
+        """What the store is being asked about stays until it has answered, so that it can be given back at once."""
+        asked = evolve(self.going, now=NOW + 1, busy={ClaimTo(ADDRESS)})
+        self.assertEqual(plan(asked, TERMS).steps, ())
+        self.assertEqual(plan(evolve(asked, busy=frozenset()), TERMS).steps, (Unassign(frozenset({ADDRESS})),))
 
     def test_marks_stay(self) -> None:
         """What takes time on the host is left for when the addresses are with others."""
@@ -474,6 +490,44 @@ class KeepingTests(SynchronousTestCase):
         )
         written = frozenset({Assignment(ADDRESS, ENDS), Assignment(OTHER, TERMS.assignment_ends(hold))})
         self.assertEqual(plan(both, TERMS).steps, (Assign(written),))
+
+    def test_alone(self) -> None:
+        """Where that takes long, what comes soon after is written alone, and ends well before the others."""
+        one, hold = evolve(TERMS, few=1), Hold(OTHER, NOW, NOW)
+        both = evolve(
+            CARRIED,
+            wanted={ADDRESS: frozenset({WEB}), OTHER: frozenset({DNS})},
+            holds={ADDRESS: HOLD, OTHER: hold},
+            claims=Claims({ADDRESS: "me", OTHER: "me"}),
+            marks=frozenset({WEB, DNS}),
+            written=Written(NOW - 0.1, ENDS),
+        )
+        alone = (Assign(frozenset({Assignment(OTHER, ENDS - ALONE_ENDS_BEFORE)})),)
+        self.assertEqual(plan(both, one).steps, alone)
+        together = (Assign(frozenset({Assignment(ADDRESS, ENDS), Assignment(OTHER, one.assignment_ends(hold))})),)
+        for otherwise in (
+            evolve(both, written=None),
+            evolve(both, written=Written(NOW - ALL_AGAIN, ENDS)),
+            evolve(both, written=Written(NOW - 0.1, NOW + ALONE_ENDS_BEFORE + SHORTEST_ALONE - 0.01)),
+            evolve(both, written=Written(NOW - 0.1, one.assignment_ends(hold) + 0.01)),
+        ):
+            self.assertEqual(plan(otherwise, one).steps, together)
+        self.assertEqual(plan(both, evolve(one, few=2)).steps, together)
+        written = evolve(
+            both,
+            host=Host(LINK, {ADDRESS: NOW + 7, OTHER: NOW + 4}),
+            extended={ADDRESS: ENDS, OTHER: ENDS - ALONE_ENDS_BEFORE},
+            announced={ADDRESS: Announced(1, NOW + 60), OTHER: Announced(1, NOW + 60)},
+        )
+        self.assertEqual(plan(written, one), Plan((), NOW - 0.1 + ALL_AGAIN))
+        self.assertEqual(plan(evolve(written, now=NOW - 0.1 + ALL_AGAIN), one).steps, together)
+
+    def test_bit_by_bit(self) -> None:
+        """What is confirmed bit by bit is written when all of it is, or when half a TTL is left."""
+        confirmed = evolve(CARRIED, holds={ADDRESS: evolve(HOLD, sent=NOW)}, renewals_due={OTHER})
+        self.assertEqual(plan(confirmed, TERMS).steps, ())
+        late = evolve(confirmed, now=ENDS - TERMS.ttl / 2)
+        self.assertIsInstance(plan(late, TERMS).steps[0], Assign)
 
     def test_many(self) -> None:
         """Where there are too many addresses to be written together, the kernel is left more time."""
@@ -572,6 +626,7 @@ def situations(draw: st.DrawFn) -> Situation:
         assigning=draw(st.frozensets(addresses)),
         adoptable=draw(st.frozensets(addresses)),
         extended=draw(st.dictionaries(addresses, moments)),
+        written=draw(st.none() | st.builds(Written, st.floats(NOW - 1, NOW), moments)),
         marks=draw(st.none() | some_marks),
         marks_stale=draw(st.booleans()),
         announced=draw(st.dictionaries(addresses, moments.map(lambda moment: Announced(1, moment)))),
@@ -599,10 +654,10 @@ def situations(draw: st.DrawFn) -> Situation:
 class PropertyTests(SynchronousTestCase):
     """What holds for every plan, whatever the situation."""
 
-    @given(situations())
-    def test_invariants(self, see: Situation) -> None:
+    @given(situations(), st.sampled_from([TERMS, evolve(TERMS, few=0)]))
+    def test_invariants(self, see: Situation, terms: Terms) -> None:
         """No step comes before its time, none is in the way of another, and the next look is ahead."""
-        made = plan(see, TERMS)
+        made = plan(see, terms)
         assigned = set(see.host.assigned) if see.host else set()
         live = {a for a, hold in see.holds.items() if TERMS.hold_ends(hold) > NOW}
         claimed = {a for a, holder in {**(see.claims.holders if see.claims else {}), **see.heard}.items() if holder}

@@ -449,10 +449,13 @@ class _Turns:
     While the store is quick, there are at most C{limit}: more would not be answered sooner, and others would wait for
     them. A request that has been in flight for L{PATIENCE} seconds no longer counts, so that a slow store is not asked
     in sequence; up to L{MOST_IN_FLIGHT} in all.
+
+    @ivar urgent: other requests, which go first: while any of them is in flight, these go one by one.
     """
 
     clock: IReactorTime
     limit: int
+    urgent: _Turns | None = None
     _quick: int = field(default=0, init=False)
     _flying: int = field(default=0, init=False)
     _waiting: deque[Deferred[_Turn]] = field(factory=deque, init=False)
@@ -475,7 +478,7 @@ class _Turns:
             return
         self._busy = True
         try:
-            while self._waiting and self._quick < self.limit and self._flying < MOST_IN_FLIGHT:
+            while self._waiting and self._quick < self._limit_now() and self._flying < MOST_IN_FLIGHT:
                 waiting = self._waiting.popleft()
                 if not waiting.called:
                     self._quick += 1
@@ -483,6 +486,9 @@ class _Turns:
                     waiting.callback(_Turn(self))
         finally:
             self._busy = False
+
+    def _limit_now(self) -> int:
+        return 1 if self.urgent is not None and self.urgent._quick else self.limit
 
 
 @implementer(IClaimStore)
@@ -524,7 +530,7 @@ class Etcd2ClaimStore:
     def __attrs_post_init__(self) -> None:
         self.prefix = self.prefix.rstrip("/")
         self._claiming = _Turns(self.clock, CLAIMS_IN_FLIGHT)
-        self._renewing = _Turns(self.clock, RENEWALS_IN_FLIGHT)
+        self._renewing = _Turns(self.clock, RENEWALS_IN_FLIGHT, self._claiming)
         self._bases = [(printable(url), f"{url.rstrip('/')}/v2/keys{quote(self.prefix)}") for url in self.endpoints]
         # All arguments go into the URL: a request without a body leaves at once, in one piece.
         self._own = f"prevValue={quote(self.agent_id, safe='')}"

@@ -116,12 +116,16 @@ class RequestTests(OverFake):
         )
 
     async def test_in_flight(self) -> None:
-        """At most 16 claims and 8 renewals are in flight while answers are quick."""
+        """At most 16 claims and 8 renewals are in flight while answers are quick, and one renewal beside claims."""
         self.fake.delay = 0.015
+        alone = self.a.renew(set(MANY[:100]))
+        self.assertEqual(len(self.asked()), 8)
+        await self.world.of(alone)
+        self.asked()
         claims = gatherResults([self.a.acquire(address) for address in MANY[:100]])
         self.assertEqual(len(self.asked()), 16)
         renewals = self.a.renew(set(MANY))
-        self.assertEqual(len(self.asked()), 8)
+        self.assertEqual(len(self.asked()), 1)
         self.assertEqual({type(answer) for answer in await self.world.of(claims)}, {Granted})
         renewed = await self.world.of(renewals)
         self.assertEqual(set(renewed), set(MANY))

@@ -65,7 +65,7 @@ def run(
 
 def play(schedule: Schedule, mutation: Mutation = AS_IT_IS, keep: bool = False) -> Outcome:
     """Simulate a schedule."""
-    world = World(str(schedule.seed), schedule.ttl, members=schedule.members, mutation=mutation)
+    world = World(str(schedule.seed), schedule.ttl, members=schedule.members, mutation=mutation, few=schedule.few)
     violation, settled = "", 0.0
     with world:
         try:

@@ -42,6 +42,7 @@ class Happening:
 @frozen
 class Schedule:
     """
+    @ivar few: how many addresses count as few (see L{kiwi.planning.Terms}).
     @ivar numbers: of the events, with those that are left out counted.
     @ivar calm: true time from which on nothing happens any more.
     @ivar services: of those numbers there are Services from the beginning.
@@ -55,11 +56,13 @@ class Schedule:
     happenings: tuple[Happening, ...]
     numbers: tuple[int, ...]
     calm: float
+    few: int
 
     def __str__(self) -> str:
         head = (
             f"seed {self.seed}: {self.agents} agents, TTL {self.ttl} s, {self.members} members of the store, Services "
-            f"{', '.join(map(str, self.services)) or 'none'}, calm from {self.calm:.1f} s"
+            f"{', '.join(map(str, self.services)) or 'none'}, more than {self.few} addresses are many, "
+            f"calm from {self.calm:.1f} s"
         )
         return "\n".join(
             [head, *(f"{n:3} {happening}" for n, happening in zip(self.numbers, self.happenings, strict=True))]
@@ -367,7 +370,7 @@ def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = No
         if happening.kind not in without and (only is None or number in only)
     }
     calm = max([start, *(happening.at + happening.seconds for happening in kept.values())])
-    return Schedule(seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm)
+    return Schedule(seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, 64)[seed % 2])
 
 
 def let_happen(world: World, happening: Happening) -> None:

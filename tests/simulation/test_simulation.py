@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
-from math import inf
+from math import floor, inf
 from random import Random
 from typing import Any
 
@@ -15,6 +15,7 @@ from twisted.web.client import ResponseNeverReceived
 
 from kiwi.http import HTTPError, Response, request, stream
 from kiwi.network.addresses import preferred_lifetime
+from kiwi.planning import ALONE_ENDS_BEFORE, KERNEL_LATENESS
 
 from .kernel import HZ, Entry, Kernel, Thread, latest, wheel
 from .timeline import TICK, HostClock, Process, Timeline
@@ -266,6 +267,35 @@ class KernelTests(SynchronousTestCase):
         self.timeline.run_until(20.0)
         (_, first), (_, second) = self.gone
         self.assertGreater(second - first, 0.99)
+
+    def test_alone(self) -> None:
+        """What is written alone, as Kiwi does where there are many, makes the others late only if it ends with them."""
+        random = Random(1)
+        self.assertLess(max(self.latest_of_all(random, ALONE_ENDS_BEFORE) for _ in range(500)), KERNEL_LATENESS)
+        self.assertGreater(max(self.latest_of_all(random, 0.6) for _ in range(500)), KERNEL_LATENESS)
+
+    def latest_of_all(self, random: Random, before: float) -> float:
+        """
+        Seconds by which the last one of addresses goes late, of which two are written together and the others after
+        them, with lifetimes that end so many seconds before.
+        """
+        start = self.timeline.now
+        self.gone.clear()
+        kernel = self.kernel(1000 + random.random() - start)
+        asked = start + random.choice((5, 6, 10, 20, 40)) * 0.99 - KERNEL_LATENESS - random.uniform(0, 0.4)
+
+        def write(number: int, until: float) -> None:
+            seconds = floor(until - self.timeline.now)
+            kernel.write(ADDRESSES[number], seconds, preferred_lifetime(seconds))
+
+        write(0, asked)
+        write(1, asked)
+        for number in range(2, random.randint(3, 6)):
+            self.timeline.run_until(self.timeline.now + random.uniform(0, 0.2))
+            if asked - before - self.timeline.now >= 1:
+                write(number, asked - before)
+        self.timeline.run_until(start + 60.0)
+        return max(when for _, when in self.gone) - asked
 
     def test_for_ever(self) -> None:
         """What has no lifetime stays."""

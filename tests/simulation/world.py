@@ -9,7 +9,7 @@ from math import inf
 from random import Random
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.application.service import IService
 from twisted.application.service import Service as TwistedService
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
@@ -168,7 +168,7 @@ class SimulatedHost:
             return _Part()
 
         agent = self.agent = Agent(
-            world.mutation.terms(record, world.ttl),
+            evolve(world.mutation.terms(record, world.ttl), few=world.few),
             [LAN],
             clock,
             world.mutation.store(store, clock),
@@ -376,6 +376,7 @@ class World:
     @ivar ttl: of claims, in seconds.
     @ivar drift: how far clocks differ from the store's, at most.
     @ivar members: how many members of the store the agents know.
+    @ivar few: how many addresses count as few (see L{kiwi.planning.Terms}).
     @ivar machines: the MAC addresses of machines that are no agents, by the address that each has.
     @ivar ears: those who are told of what is announced on the link.
     @ivar wakings: how often each host's process did something.
@@ -387,6 +388,7 @@ class World:
     drift: float = 0.01
     mutation: Mutation = AS_IT_IS
     members: int = 1
+    few: int = 64
     timeline: Timeline = field(factory=Timeline, init=False)
     network: Network = field(init=False)
     store: Store = field(init=False)
