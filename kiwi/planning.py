@@ -130,8 +130,11 @@ TRIES_TO_PROVISION = 3
 LOOK_INTERVAL = 0.05
 """Seconds from one look at the host to the next, where it is only said to have changed: mostly by this agent itself."""
 
-HAND_OVER_TOGETHER = 24
-"""Addresses that a leaving agent takes off the interface before the store has answered to their releases."""
+HAND_OVER_TOGETHER, HAND_OVER_PART = 16, 8
+"""
+Addresses that a leaving agent takes off the interface before the store has answered to their releases, and the part of
+what is left that it takes off if that is more: with many, it is better to have all of it over soon.
+"""
 
 TIME_TO_PREPARE, LONGEST_PREPARATION, LONGEST_HAND_OVER = 0.1, 0.5, 2.0
 """See Note [Handing over]. Seconds: from when the others were told, and twice from when the agent began to leave."""
@@ -382,7 +385,8 @@ class _Planner:
         going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
         # What is being renewed could not be released at once.
         can_go = sorted(address for address in carried if ClaimTo(address) not in self.see.busy)
-        return carried.difference(can_go[: max(0, HAND_OVER_TOGETHER - going)])
+        together = max(HAND_OVER_TOGETHER, len(self.live) // HAND_OVER_PART)
+        return carried.difference(can_go[: max(0, together - going)])
 
     def _asked_about_what_is_not_held(self) -> int:
         return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)

@@ -15,6 +15,7 @@ from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, 
 from kiwi.planning import (
     ALL_AGAIN,
     ALONE_ENDS_BEFORE,
+    HAND_OVER_PART,
     HAND_OVER_TOGETHER,
     LONGEST_HAND_OVER,
     LONGEST_PREPARATION,
@@ -401,6 +402,20 @@ class HandingOverTests(SynchronousTestCase):
         self.assertEqual(plan(released, TERMS).steps, (Unassign(frozenset({many[HAND_OVER_TOGETHER]})),))
         late = evolve(going, draining_since=NOW - LONGEST_HAND_OVER)
         self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset(many)),))
+
+    def test_part_by_part(self) -> None:
+        """Of very many, a part of what is left is under way."""
+        many = [IPv4Address("192.168.1.100") + number for number in range(HAND_OVER_PART * (HAND_OVER_TOGETHER + 1))]
+        going = evolve(
+            self.going,
+            wanted={a: frozenset({Mark(a, Protocol.TCP, 80, "many")}) for a in many},
+            holds={a: Hold(a, NOW, NOW) for a in many},
+            claims=evolve(self.claims, holders=dict.fromkeys(many, "me")),
+            host=Host(LINK, dict.fromkeys(many, NOW + 7)),
+            draining_since=NOW - 1,
+            leaving_since=NOW - 1,
+        )
+        self.assertIn(Unassign(frozenset(many[: HAND_OVER_TOGETHER + 1])), plan(going, TERMS).steps)
 
     def test_being_renewed(self) -> None:
         """What the store is being asked about stays until it has answered, so that it can be given back at once."""
