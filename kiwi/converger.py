@@ -21,7 +21,7 @@ from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
 from .model import Assignment, Claims, Hold, Host, Mark, Service, ServiceName
 from .network.interface import Assigned, NetworkError, Unassigned
-from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
+from .planning import CLOCK_DRIFT, LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
 from .steps import (
     ADDRESSES,
@@ -75,6 +75,9 @@ DEFENCE_INTERVAL = 10.0
 
 TIME_TO_TAKE_OVER = 2.0
 """Seconds for which an agent that has given up a claim counts as one that cannot carry what is free."""
+
+NAMESAKE = "another agent with this agent's id"
+"""Who holds what is held in the name of this agent, but not by it. No agent has such an id."""
 
 HEARSAY = 1.0
 """Seconds for which an answer about one address counts more than what the watch tells, unless the watch has news."""
@@ -144,6 +147,8 @@ class Converger(TwistedService):
     _registered: bool = field(default=False, init=False)
     _leaving_since: float | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
+    _recorded_until: float = field(default=-inf, init=False)
+    _claimed_here: set[IPv4Address] = field(factory=set, init=False)
     _newest_agent: float = field(default=-inf, init=False)
     _known_until: dict[str, float] = field(factory=dict, init=False)
     _gave_up: dict[str, float] = field(factory=dict, init=False)
@@ -173,6 +178,7 @@ class Converger(TwistedService):
 
     def claims_changed(self, claims: Claims) -> None:
         """This is what the claim store knows now."""
+        claims = self._tell_namesakes_apart(claims)
         before = self._claims.holders if self._claims else {}
         # The watch may be behind an answer: news about other addresses do not take that back.
         self._heard = {
@@ -190,7 +196,8 @@ class Converger(TwistedService):
         for address, holder in claims.holders.items():
             if holder != self.terms.id:
                 self._carried.setdefault(address, (holder, now))
-        self._recall_agents(claims, now)
+        self._known_until = {a: until for a, until in self._known_until.items() if now < until + self.terms.ttl}
+        self._known_until.update(dict.fromkeys(self._claims.agents if self._claims else (), now))
         self._note_who_gave_up(claims, now)
         if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
             self._newest_agent = now
@@ -200,19 +207,34 @@ class Converger(TwistedService):
             held = self._holds.keys() | {a for a, until in self._dropped.items() if now < until}
             self._own = held | (self._own if now < self._wary_until else frozenset())
             self._wary_until = now + self.terms.ttl
+            self._doubt_record()
+        elif self._claims and self.terms.id in self._claims.agents.keys() - claims.agents.keys():
+            self._doubt_record()
         self._claims = claims
         self._wake()
 
-    def _recall_agents(self, claims: Claims, now: float) -> None:
+    def _tell_namesakes_apart(self, claims: Claims) -> Claims:
+        """See Note [One agent of a name] in L{kiwi.planning}."""
+        own, there = self.terms.record, claims.agents.get(self.terms.id)
+        held = {address for address, holder in claims.holders.items() if holder == own.id}
+        if there is not None and there.place == own.place and there.instance != own.instance:
+            self._claimed_here |= held
+        others = held - self._claimed_here
+        return evolve(claims, holders={**claims.holders, **dict.fromkeys(others, NAMESAKE)}) if others else claims
+
+    def _doubt_record(self) -> None:
+        """The store was heard of, and may have no record of this agent any more."""
+        self._recorded_until = -inf
+        self._rests.pop(RECORD, None)
+        self._registration_due = True
+
+    def _recall_agents(self) -> None:
         """
         When a store that was away comes back, the records of all agents have ended, and each one that is alive would
         think itself alone. Those that were known when this agent's own record was still there are as alive as it is.
         """
-        before = self._claims.agents if self._claims else {}
-        self._known_until = {a: until for a, until in self._known_until.items() if now < until + self.terms.ttl}
-        self._known_until.update(dict.fromkeys(before, now))
-        if self.terms.id in before and self.terms.id not in claims.agents:
-            self._recalled, self._recalled_until = self._known_until.keys() - {self.terms.id}, now + LONGEST_SETTLING
+        known = self._known_until.keys() | (self._claims.agents.keys() if self._claims else set())
+        self._recalled, self._recalled_until = known - {self.terms.id}, self.clock.seconds() + LONGEST_SETTLING
 
     def _note_who_gave_up(self, claims: Claims, now: float) -> None:
         """
@@ -314,7 +336,8 @@ class Converger(TwistedService):
         """Whether an agent that is going has still something to take back."""
         assigned = self._host is None or self._host_unsure or bool(self._host.assigned)
         claims = self._claims.holders if self._claims else {}
-        claimed = self._admitted is not None and any(self._holder(a) == self.terms.id for a in (*claims, *self._heard))
+        recorded = self._admitted is not None and self.clock.seconds() < self._recorded_until
+        claimed = recorded and any(self._holder(a) == self.terms.id for a in (*claims, *self._heard))
         return assigned or bool(self._holds) or claimed or not self._unmarked or self._registered
 
     def _gather(self) -> Situation:
@@ -361,6 +384,7 @@ class Converger(TwistedService):
             free_since=self._free_since,
             registration_due=self._registration_due,
             admitted=self._admitted,
+            recorded_until=self._recorded_until,
             newest_agent=self._newest_agent,
             gave_up={a for a, until in self._gave_up.items() if now < until and a != self.terms.id},
             recalled=self._recalled if now < self._recalled_until else frozenset(),
@@ -414,6 +438,8 @@ class Converger(TwistedService):
             self._marks &= step.marks
         elif isinstance(step, Assign):
             self._assigning = frozenset(assignment.address for assignment in step.assignments)
+        elif isinstance(step, Acquire):
+            self._claimed_here.add(step.address)
         elif isinstance(step, Release):
             # The store may carry it out at any moment from now on, whether or not it is heard to.
             self._holds.pop(step.address, None)
@@ -518,6 +544,7 @@ class Converger(TwistedService):
                 if held is not None:
                     del self._holds[address]
                     self._dropped[address] = held.sent + self.terms.ttl
+                    self._doubt_record()
                     self.log.warn("{address}: the claim is lost; letting go", address=address)
             elif held is None:
                 self._hear(address, self.terms.id)
@@ -555,6 +582,9 @@ class Converger(TwistedService):
         if isinstance(result, Granted):
             self._registration_due = False
             self._registered = True
+            if self._admitted is not None and self._recorded_until <= result.sent:
+                self._recall_agents()
+            self._recorded_until = result.sent + self.terms.ttl * (1 - CLOCK_DRIFT)
             self._leaving_since = self.clock.seconds() if step.record.leaving else None
             if self._admitted is None:
                 self._admitted = self.clock.seconds()
@@ -606,6 +636,11 @@ class Converger(TwistedService):
         self._succeeded(ADDRESSES)
         if before is None:
             self._adoptable = set(host.assigned)
+            self._claimed_here |= host.assigned.keys()
+            if self._claims is not None:
+                holders = self._claims.holders
+                earlier = {a: self.terms.id for a in host.assigned if holders.get(a) == NAMESAKE}
+                self._claims = evolve(self._claims, holders={**holders, **earlier})
         if before is None or before.link != host.link:
             self._log_link(host)
             # Behind a carrier that has come back there may be another switch, which knows nothing yet.

@@ -15,6 +15,11 @@ agent claims nothing before the store has its record, which it takes only while 
 the same place is what a dead process left (see L{kiwi.names} for why it is dead) and is replaced at once; one of
 another place either ends with its TTL or belongs to an agent that is alive.
 
+A record can end while its agent is alive: when the store was out of reach for a TTL, or has lost its data. From then on
+another agent may have taken the id. So where the store may have no record of this agent any more, it renews what it
+surely holds, and does nothing else about claims until it has its record again; and claims with its id that neither this
+agent has asked for, nor an earlier life of it on the same host, are another agent's.
+
 Note [Deadlines]
 ~~~~~~~~~~~~~~~~
 The store keeps a claim for a TTL from when it handled the last confirmed request, which is no earlier than when the
@@ -224,6 +229,7 @@ class Situation:
     @ivar free_since: when each wanted address was first seen without a claim.
     @ivar registration_due: the agent's record wants to be written (again).
     @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
+    @ivar recorded_until: until when the store surely keeps the record; from then on another agent may take the id.
     @ivar newest_agent: when an agent was last heard of for the first time.
     @ivar recalled: agents whose records have ended together with this agent's own, and that may be as alive as it is.
     @ivar gave_up: agents whose claims to wanted addresses ended a moment ago, and that are not waited for therefore.
@@ -262,6 +268,7 @@ class Situation:
     free_since: Mapping[IPv4Address, float] = field(factory=dict)
     registration_due: bool = False
     admitted: float | None = -inf
+    recorded_until: float = inf
     newest_agent: float = -inf
     recalled: AbstractSet[str] = frozenset()
     gave_up: AbstractSet[str] = frozenset()
@@ -317,6 +324,7 @@ class _Planner:
         known = situation.claims.holders if situation.claims else {}
         self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
         self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
+        self.recorded = situation.admitted is not None and self.now < situation.recorded_until
         agents = situation.claims.agents.values() if situation.claims else ()
         self.leaving = {record.id for record in agents if record.leaving}
         self.staying = ({record.id for record in agents} | situation.recalled) - self.leaving - situation.gave_up
@@ -558,7 +566,8 @@ class _Planner:
         due += [
             a
             for a, holder in self.holders.items()
-            if holder == self.terms.id
+            if self.recorded
+            and holder == self.terms.id
             and a not in self.live
             and (a in self.adopting or (self.see.wanted is not None and self._is_wanted_here(a) and self._is_safe(a)))
         ]
@@ -584,7 +593,7 @@ class _Planner:
         if see.host is None or see.host_unsure or ADDRESSES in see.busy or see.admitted is None:
             return
         mine = set(self.live)
-        if see.wanted is not None or see.draining:
+        if self.recorded and (see.wanted is not None or see.draining):
             mine |= {a for a, holder in self.holders.items() if holder == self.terms.id and not self._is_wanted_here(a)}
         for address in mine:
             if address in self.kept or address in self.adopting or address in self.assigned:
@@ -595,6 +604,8 @@ class _Planner:
     def _acquisitions(self) -> Iterable[Step]:
         see = self.see
         if see.draining or see.admitted is None or see.wanted is None or see.claims is None or not self.ready:
+            return
+        if not self.recorded:
             return
         settled = min(max(see.admitted, see.newest_agent) + SETTLING, see.admitted + LONGEST_SETTLING)
         if self._is_ahead(settled):

@@ -523,6 +523,24 @@ class NameTests(AgentTestCase):
         self.world.pass_time(2 * self.world.ttl)
         self.assertEqual(sorted((len(host.carried), len(host.refusals)) for host in hosts), [(0, 1), (1, 0)])
 
+    def test_claim_in_its_name(self) -> None:
+        """A claim in its name that it has not made is another agent's: it is neither taken over nor given back."""
+        another = self.world.claims.store("twin", self.world.ttl)
+        self.successResultOf(another.acquire(ADDRESS))
+        for _ in range(2):
+            host = self.world.host(agent_id="twin")
+            host.tell(WEB)
+            self.world.pass_time(2)
+            self.assertEqual(host.carried, set())
+            stopped = host.stop()
+            self.world.pass_time(1)
+            self.successResultOf(stopped)
+        self.assertEqual(self.successResultOf(another.renew({ADDRESS})), {ADDRESS: Granted(self.world.clock.seconds())})
+        host = self.world.host(agent_id="twin")
+        host.tell(WEB)
+        self.world.pass_time(self.world.ttl + 1)
+        self.assertEqual(host.carried, {ADDRESS})
+
 
 class RepairTests(AgentTestCase):
     """What is changed by hand is put right."""

@@ -242,6 +242,17 @@ class RankingTests(SynchronousTestCase):
         leaving = Claims({}, {first: AgentRecord(first, "host", "there", "2", leaving=True)})
         self.assertIn(Acquire(ADDRESS), plan(evolve(recalled, claims=leaving), TERMS).steps)
 
+    def test_not_recorded(self) -> None:
+        """While another agent may have taken its id, an agent renews what it holds, and asks for nothing else."""
+        unsure = evolve(QUIET, recorded_until=NOW, registration_due=True)
+        self.assertEqual(plan(unsure, TERMS).steps, (Register(ME),))
+        claimed = evolve(unsure, claims=Claims({ADDRESS: "me"}))
+        self.assertEqual(plan(claimed, TERMS).steps, (Register(ME),))
+        unwanted = evolve(claimed, wanted={}, draining=True)
+        self.assertEqual([step for step in plan(unwanted, TERMS).steps if isinstance(step, Release)], [])
+        held = evolve(CARRIED, recorded_until=NOW, renewals_due={ADDRESS})
+        self.assertEqual(plan(held, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+
     def test_fair_share(self) -> None:
         """An agent that has more than its share lets all the others go first."""
         claims = Claims({}, {name: AgentRecord(name, name, name, name) for name in ("me", "a", "b")})
@@ -652,6 +663,7 @@ def situations(draw: st.DrawFn) -> Situation:
         free_since=draw(st.dictionaries(addresses, st.floats(NOW - 20, NOW))),
         registration_due=draw(st.booleans()),
         admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
+        recorded_until=draw(moments),
         newest_agent=draw(st.floats(NOW - 20, NOW)),
         recalled=draw(st.frozensets(ids)),
         gave_up=draw(st.frozensets(ids)),
@@ -695,6 +707,7 @@ class PropertyTests(SynchronousTestCase):
                 self.assertNotIn(step.address, live | claimed | assigned)
                 self.assertIn(step.address, see.wanted or {})
                 self.assertTrue(step.address in see.own or see.wary_until <= NOW)
+                self.assertLess(NOW, see.recorded_until)
             elif isinstance(step, Unassign):
                 self.assertTrue(step.addresses <= assigned)
             elif isinstance(step, MarkTraffic):

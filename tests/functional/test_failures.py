@@ -231,7 +231,7 @@ class LinkTests(AgentTestCase):
 class WallClockTests(AgentTestCase):
     """Deadlines are not the wall clock's business."""
 
-    TTL = 3
+    TTL = 6
 
     def _is_off(self, agent: Process, seconds: int) -> bool:
         """Whether the last line in an agent's log shows a time of day that is so far from the right one."""

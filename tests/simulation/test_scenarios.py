@@ -308,6 +308,26 @@ class ScenarioTests(SynchronousTestCase):
         self.assertEqual((stage.carrier, first.refusals, len(twin.refusals)), (first, [], 1))
         self.assertFalse(twin.is_running)
 
+    def test_twin_when_records_have_ended(self) -> None:
+        """
+        When the store is back after all records have ended, whoever registers first has the id. Neither of the two
+        takes what the other one claims for its own.
+        """
+        for moment in (number * 0.03 for number in range(40)):
+            stage = self.stage(ttl=5, agents=4)
+            first = stage.carrier
+            twin = next(host for host in stage.world.hosts if host is not first and not host.kernel.entries)
+            twin.stop()
+            stage.world.pass_time(1.0)
+            down = stage.happen("store down")
+            stage.world.pass_time(stage.world.ttl + 2.0 - moment)
+            twin.start(first.name)
+            stage.world.pass_time(moment)
+            stage.over(down)
+            stage.world.pass_time(2.0 * stage.world.ttl)
+            self.assertEqual(len(first.refusals) + len(twin.refusals), 1, moment)
+            self.assertEqual(len(stage.world.carriers(ADDRESS)), 1)
+
     def test_all_stopped(self) -> None:
         """When the last agent is stopped, nothing is left anywhere."""
         stage = self.stage()
