@@ -208,8 +208,10 @@ class Converger(TwistedService):
             self._own = held | (self._own if now < self._wary_until else frozenset())
             self._wary_until = now + self.terms.ttl
             self._doubt_record()
-        elif self._claims and self.terms.id in self._claims.agents.keys() - claims.agents.keys():
+        elif self._claims and self.terms.id in self._claims.agents and self.terms.id not in claims.agents:
             self._doubt_record()
+        if self._own or self._dropped:
+            self._disown({address for address, holder in claims.holders.items() if holder != self.terms.id})
         self._claims = claims
         self._wake()
 
@@ -221,6 +223,11 @@ class Converger(TwistedService):
             self._claimed_here |= held
         others = held - self._claimed_here
         return evolve(claims, holders={**claims.holders, **dict.fromkeys(others, NAMESAKE)}) if others else claims
+
+    def _disown(self, addresses: AbstractSet[IPv4Address]) -> None:
+        """Another agent has these, or may have them now, whatever the store forgets."""
+        self._dropped = {address: until for address, until in self._dropped.items() if address not in addresses}
+        self._own = self._own - addresses
 
     def _doubt_record(self) -> None:
         """The store was heard of, and may have no record of this agent any more."""
@@ -444,6 +451,7 @@ class Converger(TwistedService):
             # The store may carry it out at any moment from now on, whether or not it is heard to.
             self._holds.pop(step.address, None)
             self._renewals_due.discard(step.address)
+            self._disown({step.address})
 
         def ended() -> None:
             self._busy -= subjects
@@ -551,8 +559,11 @@ class Converger(TwistedService):
                 self._clear.add(address)
                 self._holds[address] = Hold(address, result.sent, self.clock.seconds())
                 self.log.info("{address}: the claim is this agent's already; adopted", address=address)
-            elif result.sent > held.sent:
-                self._holds[address] = evolve(held, sent=result.sent)
+            else:
+                if self._claims is not None and self._claims.holders.get(address) != self.terms.id:
+                    self._hear(address, self.terms.id)
+                if result.sent > held.sent:
+                    self._holds[address] = evolve(held, sent=result.sent)
 
     @_note.register
     def _note_release(self, step: Release, result: Released | Unavailable) -> None:

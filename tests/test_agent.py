@@ -327,6 +327,27 @@ class TakeoverTests(AgentTestCase):
         self.assertEqual(sum(shares), 90)
         self.assertTrue(all(24 <= share <= 36 for share in shares), shares)
 
+    def test_given_back_before_a_loss(self) -> None:
+        """What an agent held at one loss of the store, and has given back since, is not its own at the next one."""
+        host = self.first
+        assert host.agent is not None
+        converger = host.agent.converger
+        agents = {host.name: converger.terms.record}
+        converger.claims_changed(Claims({}, agents, losses=1))
+        self.world.pass_time(1)
+        self.assertEqual(host.carried, {ADDRESS})
+        for each in self.world.hosts:
+            each.addresses.set_ready(False)
+            each.changed()
+        self.world.pass_time(1)
+        converger.claims_changed(Claims({}, agents, losses=2))
+        host.addresses.set_ready(True)
+        host.changed()
+        self.world.pass_time(self.world.ttl - 2)
+        self.assertEqual(host.carried, set())
+        self.world.pass_time(4)
+        self.assertEqual(host.carried, {ADDRESS})
+
     def test_stopped_while_store_hangs(self) -> None:
         """An agent that cannot give its claims back takes its addresses down all the same, and ends in time."""
         self.stores[self.first.name].hangs = True

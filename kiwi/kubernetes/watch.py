@@ -24,7 +24,8 @@ from .known import Known, Problem
 # What is known stays known until a server says otherwise, and taking everything away needs more than one word: a
 # server that has just been restarted may answer with an empty list before it has read its own store. So a list that
 # would leave no Service, where there were some, is asked for again during DOUBT seconds. A deletion, on the other
-# hand, is something that somebody did, and is believed at once.
+# hand, is something that somebody did, and is believed at once. Where nothing is known yet, an empty list is believed,
+# but asked for once more after a while: a watch that begins there never tells of what the list has left out.
 
 # Note [Where to watch from]
 # A watch that was open and ended is followed by one from the last resource version that was seen. That misses nothing
@@ -45,6 +46,7 @@ from .known import Known, Problem
 
 DOUBT = 5.0
 DOUBT_INTERVAL = 1.0
+DOUBT_AT_FIRST = 6.0
 RELIST = 600.0
 SETTLED = 0.5
 STEADY = 5.0
@@ -96,6 +98,7 @@ class ServiceWatch(service.Service):
         self._version: str | None = None
         self._since: str | None = None
         self._listed = 0.0
+        self._is_doubtful = False
         # What the log has heard.
         self._connected = False
         self._flapping = False
@@ -144,17 +147,27 @@ class ServiceWatch(service.Service):
         """From what is known of the server to the end of one watch. Whether the next one may begin at once."""
         if self._version is None:
             self._version = await self._server.detect() if self._api == "auto" else self._api
-        if self._since is None or self._clock.seconds() - self._listed >= RELIST:
+        if self._since is None or self._clock.seconds() - self._listed >= self._list_lasts:
             self._since = await self._list(self._version)
         self._unrepeated = self._known.names() if self._since is None else set()
+        watching = Deferred.fromCoroutine(
+            self._server.watch(self._version, self._since or "", self._opened, self._happened)
+        )
+        if self._is_doubtful:
+            watching.addTimeout(DOUBT_AT_FIRST, self._clock, lambda result, seconds: Ended())
         try:
-            end = await self._server.watch(self._version, self._since or "", self._opened, self._happened)
+            end = await watching
         finally:
             _cancel(self._proving)
             _cancel(self._settling)
         if not isinstance(end, Ended):
             self._since = None
         return not self._flapping and not isinstance(end, Expired)
+
+    @property
+    def _list_lasts(self) -> float:
+        """Seconds from one list to the next one."""
+        return DOUBT_AT_FIRST if self._is_doubtful else RELIST
 
     def _lost(self, trouble: Trouble) -> None:
         if not isinstance(trouble, Broken):
@@ -208,6 +221,7 @@ class ServiceWatch(service.Service):
                 )
             await deferLater(self._clock, DOUBT_INTERVAL)
         self._listed = now
+        self._is_doubtful = not (listed.items or self._is_doubtful)
         edition = self._known.edition
         self._report(self._known.replace(listed.items))
         self._news(edition)

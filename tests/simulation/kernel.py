@@ -244,7 +244,6 @@ class Firewall:
     kernel: Kernel
 
     def read(self) -> frozenset[Mark] | None:
-        self.kernel.spoiled = False
         return self.kernel.marks
 
     def replace(self, marks: AbstractSet[Mark]) -> None:
@@ -252,6 +251,7 @@ class Firewall:
         self.kernel.marks = frozenset(marks)
 
     def remove(self) -> None:
+        self.kernel.spoiled = False
         self.kernel.marks = None
 
 

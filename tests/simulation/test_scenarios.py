@@ -241,6 +241,21 @@ class ScenarioTests(SynchronousTestCase):
                 self.assertEqual((kind, missed, stage.carrier), (kind, 0, first))
                 self.assert_settled(stage)
 
+    def test_started_before_kubernetes(self) -> None:
+        """An agent that is started while Kubernetes lists nothing learns of everything soon after it does."""
+        with Stage() as stage:
+            empty = stage.happen("Kubernetes comes back empty")
+            first = stage.carrier
+            for host in stage.world.hosts:
+                host.kill()
+                host.start()
+            stage.world.pass_time(2.0)
+            stage.over(empty)
+            stage.world.pass_time(8.0)
+            self.assertEqual(len(stage.world.carriers(ADDRESS)), 1)
+            self.assertTrue(first.is_running)
+            self.assert_settled(stage)
+
     def test_silent_kubernetes(self) -> None:
         """A watch whose connection is gone without a word is noticed when it has been silent for too long."""
         stage = self.stage()

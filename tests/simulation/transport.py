@@ -8,6 +8,7 @@ requests overtake each other, and the pieces of one answer do not.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
@@ -173,6 +174,14 @@ class Client:
         return Connection(self.network, self.process, self.host, place).ask(method, uri, data, self.new)
 
 
+@define(eq=False)
+class _Piece:
+    """Something on its way to the client."""
+
+    arrive: Callable[[], object]
+    is_there: bool = False
+
+
 @define(eq=False, repr=False)
 class Connection:
     """
@@ -194,6 +203,7 @@ class Connection:
     _response: ClientResponse | None = field(default=None, init=False)
     _last: float = field(default=0.0, init=False)
     _was_held: bool = field(default=False, init=False)
+    _under_way: deque[_Piece] = field(factory=deque, init=False)
 
     # The client's end.
 
@@ -298,22 +308,27 @@ class Connection:
         """Something leaves the server, and arrives after what has left before."""
         if self.is_forgotten or self.is_unanswered or self.is_closed_by_client:
             return
+        piece = _Piece(arrive)
+        self._under_way.append(piece)
         quality = self.network.quality(self.host, self.place)
         if quality.cut or quality.deaf:
-            self.network.hold(self, lambda: self._come(arrive))
+            self.network.hold(self, lambda: self._come(piece))
             return
         time = self.network.timeline.now + self.network.delay(quality) + lag
         self._last = max(self._last + 1e-7, time)
-        self.network.timeline.at(self._last, self._come, arrive)
+        self.network.timeline.at(self._last, self._come, piece)
 
-    def _come(self, arrive: Callable[[], object]) -> None:
+    def _come(self, piece: _Piece) -> None:
         if self.is_forgotten or self.is_closed_by_client:
             return
         quality = self.network.quality(self.host, self.place)
         if quality.cut or quality.deaf:
-            self.network.hold(self, lambda: self._come(arrive))
+            self.network.hold(self, lambda: self._come(piece))
             return
-        self.process.deliver(arrive)
+        # What overtook something that was held for longer waits for it.
+        piece.is_there = True
+        while self._under_way and self._under_way[0].is_there:
+            self.process.deliver(self._under_way.popleft().arrive)
 
     def _broken(self) -> None:
         self._gone()
