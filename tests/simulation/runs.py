@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from kiwi.kubernetes.watch import DOUBT_AT_FIRST
+
 from .schedules import Happening, Schedule, draw, heal, let_happen
 from .world import AS_IT_IS, Mutation, Violation, World
 
@@ -116,8 +118,8 @@ def _settle(world: World) -> float:
 
 def _stay_steady(world: World) -> None:
     """Nothing happens any more but heartbeats."""
-    # What was deferred while things settled comes to its end first.
-    world.pass_time(max(6.0, world.ttl + 3.0))
+    # What was deferred while things settled comes to its end first; so does the doubt in an empty list of Services.
+    world.pass_time(max(DOUBT_AT_FIRST + 8.0, world.ttl + 3.0))
     before = len(world.network.sent)
     world.wakings.clear()
     for thread in (thread for host in world.hosts for thread in host.threads):
