@@ -147,6 +147,7 @@ class Converger(TwistedService):
     _registered: bool = field(default=False, init=False)
     _leaving_since: float | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
+    _recorded_at: float = field(default=-inf, init=False)
     _recorded_until: float = field(default=-inf, init=False)
     _claimed_here: set[IPv4Address] = field(factory=set, init=False)
     _newest_agent: float = field(default=-inf, init=False)
@@ -552,7 +553,8 @@ class Converger(TwistedService):
                 if held is not None:
                     del self._holds[address]
                     self._dropped[address] = held.sent + self.terms.ttl
-                    self._doubt_record()
+                    if self._recorded_at <= held.sent:
+                        self._doubt_record()
                     self.log.warn("{address}: the claim is lost; letting go", address=address)
             elif held is None:
                 self._hear(address, self.terms.id)
@@ -595,6 +597,7 @@ class Converger(TwistedService):
             self._registered = True
             if self._admitted is not None and self._recorded_until <= result.sent:
                 self._recall_agents()
+            self._recorded_at = result.sent
             self._recorded_until = result.sent + self.terms.ttl * (1 - CLOCK_DRIFT)
             self._leaving_since = self.clock.seconds() if step.record.leaving else None
             if self._admitted is None:
