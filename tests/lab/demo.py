@@ -182,15 +182,16 @@ class Demo:
         process = self._agents[carrier.name]
         self._stage.scene(
             f"{carrier.name} dies",
-            f"""Its cable is pulled out, and its agent is killed with SIGKILL. The client pings {ADDRESS} every 2 ms.
+            f"""Its agent is killed with SIGKILL, and its cable is pulled out. The client pings {ADDRESS} every 2 ms.
             Nobody may have the address before the claim has expired, 10 s after it was last kept alive.""",
         )
-        self._stage.command("switch", f"ip link set {carrier.name} down")
         self._stage.command(carrier.name, f"kill -KILL {process.pid}")
+        self._stage.command("switch", f"ip link set {carrier.name} down")
         self._stage.line()
         died = time.monotonic()
-        carrier.cut()
+        # In this order: a host that is dead does nothing about its cable.
         process.kill()
+        carrier.cut()
         self._at(0.0, f"{carrier.name} is dead")
         removed = self._lab.wait_until(lambda: self._removed(carrier, died), "the kernel to remove the address", 20)
         self._at(removed - died, f"the kernel of {carrier.name} removed the address by itself")
