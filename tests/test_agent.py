@@ -34,6 +34,7 @@ class BrokenStore:
     inner: IClaimStore
     reachable: bool = True
     hangs: bool = False
+    renewals: int = 0
 
     def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
         if self.hangs:
@@ -44,6 +45,7 @@ class BrokenStore:
         return self._answer(lambda: self.inner.acquire(address))
 
     def renew(self, addresses):  # type: ignore[no-untyped-def]
+        self.renewals += 1
         if not self.reachable and not self.hangs:
             return succeed({address: Unavailable("it is out of reach") for address in addresses})
         return self._answer(lambda: self.inner.renew(addresses))
@@ -347,6 +349,16 @@ class TakeoverTests(AgentTestCase):
         self.assertEqual(host.carried, set())
         self.world.pass_time(4)
         self.assertEqual(host.carried, {ADDRESS})
+
+    def test_watch_behind(self) -> None:
+        """A claim that the store confirms, and the watch does not show, is not confirmed over and over."""
+        assert self.first.agent is not None
+        converger, store = self.first.agent.converger, self.stores[self.first.name]
+        converger.claims_changed(Claims({}, {self.first.name: converger.terms.record}))
+        before = store.renewals
+        self.world.pass_time(0.9)
+        self.assertLess(store.renewals - before, 3)
+        self.assertEqual(self.first.carried, {ADDRESS})
 
     def test_stopped_while_store_hangs(self) -> None:
         """An agent that cannot give its claims back takes its addresses down all the same, and ends in time."""
