@@ -21,7 +21,7 @@ from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
 from .model import Assignment, Claims, Hold, Host, Mark, Service, ServiceName
 from .network.interface import Assigned, NetworkError, Unassigned
-from .planning import CLOCK_DRIFT, LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
+from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
 from .steps import (
     ADDRESSES,
@@ -148,7 +148,6 @@ class Converger(TwistedService):
     _leaving_since: float | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
     _recorded_at: float = field(default=-inf, init=False)
-    _recorded_until: float = field(default=-inf, init=False)
     _claimed_here: set[IPv4Address] = field(factory=set, init=False)
     _newest_agent: float = field(default=-inf, init=False)
     _known_until: dict[str, float] = field(factory=dict, init=False)
@@ -188,33 +187,42 @@ class Converger(TwistedService):
             if claims.holders.get(address) == before.get(address) != heard.holder
         }
         now = self.clock.seconds()
-        for address, (holder, since) in list(self._carried.items()):
-            if claims.holders.get(address) != holder:
-                del self._carried[address]
-                if now - since >= TIME_TO_BE_REFUSED:
-                    # What another agent has carried is no stranger's: a takeover asks nobody.
-                    self._clear.add(address)
-        for address, holder in claims.holders.items():
-            if holder != self.terms.id:
-                self._carried.setdefault(address, (holder, now))
+        self._note_who_carries(claims, now)
         self._known_until = {a: until for a, until in self._known_until.items() if now < until + self.terms.ttl}
         self._known_until.update(dict.fromkeys(self._claims.agents if self._claims else (), now))
         self._note_who_gave_up(claims, now)
         if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
             self._newest_agent = now
-        lost = claims.lost and not (self._claims and self._claims.lost)
-        if lost or claims.losses != (self._claims.losses if self._claims else 0):
-            # Whoever carried an address may do so until a TTL after the loss. What is held here may be claimed at once.
+        self._note_loss(claims, now)
+        self._claims = claims
+        self._wake()
+
+    def _note_who_carries(self, claims: Claims, now: float) -> None:
+        """What another agent has carried is no stranger's: a takeover asks nobody."""
+        for address, (holder, since) in list(self._carried.items()):
+            if claims.holders.get(address) != holder:
+                del self._carried[address]
+                if now - since >= TIME_TO_BE_REFUSED:
+                    self._clear.add(address)
+        for address, holder in claims.holders.items():
+            if holder != self.terms.id:
+                self._carried.setdefault(address, (holder, now))
+
+    def _note_loss(self, claims: Claims, now: float) -> None:
+        """
+        When the store has lost its data, whoever carried an address may do so until a TTL later. What is held here may
+        be claimed at once.
+        """
+        before = self._claims or Claims()
+        is_lost = (claims.lost and not before.lost) or claims.losses != before.losses
+        if is_lost:
             held = self._holds.keys() | {a for a, until in self._dropped.items() if now < until}
             self._own = held | (self._own if now < self._wary_until else frozenset())
             self._wary_until = now + self.terms.ttl
+        if is_lost or (self.terms.id in before.agents and self.terms.id not in claims.agents):
             self._doubt_record()
-        elif self._claims and self.terms.id in self._claims.agents and self.terms.id not in claims.agents:
-            self._doubt_record()
-        if self._own or self._dropped:
+        if self._dropped or now < self._wary_until:
             self._disown({address for address, holder in claims.holders.items() if holder != self.terms.id})
-        self._claims = claims
-        self._wake()
 
     def _tell_namesakes_apart(self, claims: Claims) -> Claims:
         """See Note [One agent of a name] in L{kiwi.planning}."""
@@ -232,7 +240,7 @@ class Converger(TwistedService):
 
     def _doubt_record(self) -> None:
         """The store was heard of, and may have no record of this agent any more."""
-        self._recorded_until = -inf
+        self._recorded_at = -inf
         self._rests.pop(RECORD, None)
         self._registration_due = True
 
@@ -344,7 +352,7 @@ class Converger(TwistedService):
         """Whether an agent that is going has still something to take back."""
         assigned = self._host is None or self._host_unsure or bool(self._host.assigned)
         claims = self._claims.holders if self._claims else {}
-        recorded = self._admitted is not None and self.clock.seconds() < self._recorded_until
+        recorded = self.clock.seconds() < self.terms.record_ends(self._recorded_at)
         claimed = recorded and any(self._holder(a) == self.terms.id for a in (*claims, *self._heard))
         return assigned or bool(self._holds) or claimed or not self._unmarked or self._registered
 
@@ -392,7 +400,7 @@ class Converger(TwistedService):
             free_since=self._free_since,
             registration_due=self._registration_due,
             admitted=self._admitted,
-            recorded_until=self._recorded_until,
+            recorded_until=self.terms.record_ends(self._recorded_at),
             newest_agent=self._newest_agent,
             gave_up={a for a, until in self._gave_up.items() if now < until and a != self.terms.id},
             recalled=self._recalled if now < self._recalled_until else frozenset(),
@@ -595,10 +603,9 @@ class Converger(TwistedService):
         if isinstance(result, Granted):
             self._registration_due = False
             self._registered = True
-            if self._admitted is not None and self._recorded_until <= result.sent:
+            if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()
             self._recorded_at = result.sent
-            self._recorded_until = result.sent + self.terms.ttl * (1 - CLOCK_DRIFT)
             self._leaving_since = self.clock.seconds() if step.record.leaving else None
             if self._admitted is None:
                 self._admitted = self.clock.seconds()

@@ -101,8 +101,8 @@ KERNEL_LATENESS = 0.55
 KERNEL_LATENESS_OF_MANY = 1.55
 WRITTEN_TOGETHER = 1000
 
-ALL_AGAIN, ALONE_ENDS_BEFORE, SHORTEST_ALONE = 0.5, 3.6, 1.5
-"""See Note [Written together]. Seconds; the last one is the least that is left of a lifetime alone."""
+FEW, ALL_AGAIN, ALONE_ENDS_BEFORE, SHORTEST_ALONE = 64, 0.5, 3.6, 1.5
+"""See Note [Written together]. Addresses, and seconds; the last one is the least that is left of a lifetime alone."""
 
 STAGGER, STAGGER_OF_EACH = 0.05, 0.001
 """
@@ -158,7 +158,7 @@ class Terms:
     record: AgentRecord
     ttl: float
     probe_wait: float = 0.03
-    few: int = 64
+    few: int = FEW
 
     @property
     def id(self) -> str:
@@ -167,6 +167,10 @@ class Terms:
     def hold_ends(self, hold: Hold) -> float:
         """When a living agent must have let go. See Note [Deadlines]."""
         return hold.sent + self.ttl * (1 - CLOCK_DRIFT) - TIME_TO_ACT
+
+    def record_ends(self, sent: float) -> float:
+        """Until when the store surely keeps the agent's record, which was confirmed last by what was sent then."""
+        return sent + self.ttl * (1 - CLOCK_DRIFT)
 
     def assignment_ends(self, hold: Hold, together: int = 1) -> float:
         """
@@ -603,9 +607,9 @@ class _Planner:
 
     def _acquisitions(self) -> Iterable[Step]:
         see = self.see
-        if see.draining or see.admitted is None or see.wanted is None or see.claims is None or not self.ready:
+        if see.admitted is None or see.wanted is None or see.claims is None:
             return
-        if not self.recorded:
+        if see.draining or not (self.recorded and self.ready):
             return
         settled = min(max(see.admitted, see.newest_agent) + SETTLING, see.admitted + LONGEST_SETTLING)
         if self._is_ahead(settled):

@@ -450,7 +450,8 @@ class _Turns:
     them. A request that has been in flight for L{PATIENCE} seconds no longer counts, so that a slow store is not asked
     in sequence; up to L{MOST_IN_FLIGHT} in all.
 
-    @ivar urgent: other requests, which go first: while any of them is in flight, these go one by one.
+    @ivar urgent: other requests, which go first: while any of them is in flight and the store is quick, these go one by
+        one.
     """
 
     clock: IReactorTime

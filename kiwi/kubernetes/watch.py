@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from treq.client import HTTPClient
 from twisted.application import service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -56,6 +57,13 @@ STEADY = 5.0
 def _cancel(call: IDelayedCall | None) -> None:
     if call is not None and call.active():
         call.cancel()
+
+
+def _over(result: object, seconds: float) -> Any:
+    """A watch has lasted as long as it was meant to."""
+    if isinstance(result, Failure):
+        result.trap(CancelledError)
+    return Ended()
 
 
 class ServiceWatch(service.Service):
@@ -154,7 +162,7 @@ class ServiceWatch(service.Service):
             self._server.watch(self._version, self._since or "", self._opened, self._happened)
         )
         if self._is_doubtful:
-            watching.addTimeout(DOUBT_AT_FIRST, self._clock, lambda result, seconds: Ended())
+            watching.addTimeout(DOUBT_AT_FIRST, self._clock, _over)
         try:
             end = await watching
         finally:

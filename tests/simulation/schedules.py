@@ -7,6 +7,8 @@ from random import Random
 
 from attrs import frozen
 
+from kiwi.planning import FEW
+
 from .servers import KUBERNETES, MEMBERS
 from .world import ADDRESSES, SimulatedHost, World
 
@@ -370,7 +372,7 @@ def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = No
         if happening.kind not in without and (only is None or number in only)
     }
     calm = max([start, *(happening.at + happening.seconds for happening in kept.values())])
-    return Schedule(seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, 64)[seed % 2])
+    return Schedule(seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, FEW)[seed % 2])
 
 
 def let_happen(world: World, happening: Happening) -> None:

@@ -25,7 +25,7 @@ from kiwi.kubernetes.watch import ServiceWatch
 from kiwi.model import AgentRecord
 from kiwi.network.intents import Network as HostNetwork
 from kiwi.network.interface import IAddresses
-from kiwi.planning import Terms
+from kiwi.planning import FEW, Terms
 
 from .kernel import Addresses, Announcer, Entry, Firewall, Kernel, Neighbours, Thread, latest
 from .servers import AGENTS, KUBERNETES, MEMBERS, PREFIX, Kubernetes, Store
@@ -388,7 +388,7 @@ class World:
     drift: float = 0.01
     mutation: Mutation = AS_IT_IS
     members: int = 1
-    few: int = 64
+    few: int = FEW
     timeline: Timeline = field(factory=Timeline, init=False)
     network: Network = field(init=False)
     store: Store = field(init=False)
