@@ -14,7 +14,7 @@ setup(
     package_data={"kiwi": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
-        "Twisted>=22.10",
+        "Twisted[tls]>=22.10",
         "treq>=22.2",
         "effect>=1.1",
         "txeffect>=1.0",
@@ -22,6 +22,12 @@ setup(
         "pyroute2>=0.9.3",
         "zope.interface>=5.5",
         "attrs>=22.2",
+        "cryptography>=41.0.5",
+        # Takes keys and certificates of cryptography from here on.
+        "pyOpenSSL>=24.3",
+        "service-identity>=24.1",
+        # The first one that builds with Cython 3.
+        "PyYAML>=6.0.1",
     ],
     extras_require={
         "dev": [
@@ -30,7 +36,6 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.13",
             "mypy-zope>=1.0.9",
-            "PyYAML>=6.0",
             "ruff>=0.9",
             "setuptools>=70.1",
             "types-PyYAML>=6.0",

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 from hyperlink import EncodedURL
+from OpenSSL import SSL
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionClosed, DNSLookupError
@@ -59,6 +60,7 @@ _FAILURES = (
     DNSLookupError,
     PotentialDataLoss,
     RequestNotSent,
+    SSL.Error,
     OSError,
 )
 
@@ -68,8 +70,17 @@ def _reason(failure: Failure) -> str:
     error = failure.value
     if isinstance(error, _WRAPPERS) and error.reasons:
         return _reason(error.reasons[0])
+    if isinstance(error, SSL.Error):
+        return printable(f"TLS failed: {describe(error)}")
     text = " ".join(str(error).split()).rstrip(".")
     return printable(text or type(error).__name__)
+
+
+def describe(error: Exception) -> str:
+    """What OpenSSL has to say. Its errors carry a list of library, function and reason."""
+    if len(error.args) == 1 and isinstance(error.args[0], list):
+        return "; ".join(str(reason) for *_, reason in error.args[0]) or type(error).__name__
+    return str(error) or type(error).__name__
 
 
 def _nothing_within(result: object, seconds: float) -> Any:
