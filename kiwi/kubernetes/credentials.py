@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
 
-from attrs import frozen
-from twisted.internet.defer import Deferred, succeed
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import Interface, implementer
+
+from .files import File, Rotating, Unusable
 
 
 class CredentialsError(Exception):
@@ -37,3 +41,69 @@ class NoCredentials:
 
     def refused(self) -> None:
         """There is nothing else to show."""
+
+
+@implementer(ICredentials)
+@frozen
+class FixedHeaders:
+    """The same headers always. See L{bearer} and L{basic}."""
+
+    _headers: Mapping[str, str] = field(repr=False)
+
+    def headers(self) -> Deferred[Mapping[str, str]]:
+        return succeed(self._headers)
+
+    def refused(self) -> None:
+        """There is nothing else to show."""
+
+
+def bearer(token: str) -> Mapping[str, str]:
+    """The headers that show a token (RFC 6750). Raises L{ValueError}, without the token, where it cannot be one."""
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("it is no token: a token is one word of printable ASCII characters")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def basic(username: str, password: str) -> Mapping[str, str]:
+    """The headers that show a name and a password (RFC 7617). Raises L{ValueError} where the name cannot be one."""
+    if ":" in username:
+        raise ValueError("there is a colon in the username, which cannot be sent")
+    return {"Authorization": f"Basic {b64encode(f'{username}:{password}'.encode()).decode()}"}
+
+
+def _bearer(contents: Sequence[bytes]) -> Mapping[str, str]:
+    return bearer(contents[0].decode("latin-1").strip())
+
+
+@implementer(ICredentials)
+@define(eq=False)
+class TokenFile:
+    """
+    The token in a file, whatever it is at the time. The kubelet puts a new one there before the last one runs out.
+
+    @ivar path: the file.
+    @ivar seconds: the time.
+    """
+
+    path: str
+    seconds: Callable[[], float]
+    _token: Rotating[Mapping[str, str]] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._token = Rotating([File(self.path)], _bearer, self.seconds)
+
+    def check(self) -> None:
+        """Raises L{CredentialsError} where there is no token."""
+        try:
+            self._token.current()
+        except Unusable as error:
+            raise CredentialsError(str(error)) from None
+
+    def headers(self) -> Deferred[Mapping[str, str]]:
+        try:
+            return succeed(self._token.current())
+        except Unusable as error:
+            return fail(CredentialsError(str(error)))
+
+    def refused(self) -> None:
+        self._token.look_again()
