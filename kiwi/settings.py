@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any
-from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from .network.firewall import CHAIN_SIZE, valid_chain_name
 from .selection import Network
+from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
 STORES = ("etcd2", "memory")
@@ -28,6 +28,9 @@ class Settings:
 
     @ivar interface: where addresses go; C{None} for the interface of the default route.
     @ivar cidr_ranges: the addresses that may be taken; empty for the subnets of the interface.
+    @ivar kube_endpoint: the URL of the API server; C{None} where it is to be found, and always with C{kubeconfig}.
+    @ivar kubeconfig: the path of a kubeconfig file.
+    @ivar context: the name of a context in a kubeconfig; C{None} for the current one.
     @ivar agent_id: unique among the agents.
     @ivar ttl: of a claim, in seconds.
     @ivar driver: whether to touch interface and firewall at all.
@@ -37,7 +40,9 @@ class Settings:
 
     interface: str | None
     cidr_ranges: tuple[Network, ...]
-    kube_endpoint: str
+    kube_endpoint: str | None
+    kubeconfig: str | None
+    context: str | None
     kube_api: str
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
@@ -69,23 +74,35 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
         chosen = options.get(name) or re.split(r"[\s,]+", environment.get(_variable(name), "").strip())
         return [one for one in chosen if one] or default.split()
 
+    def source(name: str) -> str:
+        return f"--{name}" if options.get(name) else _variable(name)
+
     def checked(name: str, text: str, parse: Callable[[str], Any]) -> Any:
         try:
             return parse(text.strip())
         except ValueError as error:
-            source = f"--{name}" if options.get(name) else _variable(name)
-            raise BadSetting(f"{source}: {text!r}: {error}") from None
+            raise BadSetting(f"{source(name)}: {text!r}: {error}") from None
 
     def flag(name: str) -> bool:
         return bool(options.get(name)) or _truth(name, environment.get(_variable(name), ""))
 
+    endpoint, kubeconfig = given("kube-endpoint", "") or None, given("kubeconfig", "") or None
+    if endpoint is not None:
+        endpoint = checked("kube-endpoint", endpoint, _server("https", "http"))
+        if kubeconfig is not None:
+            raise BadSetting(
+                f"{source('kubeconfig')}: {kubeconfig!r}: there is {source('kube-endpoint')} as well; give one of them"
+            )
+
     return Settings(
         interface=given("interface", "") or None,
         cidr_ranges=tuple(checked("cidr-range", text, _network) for text in many("cidr-range", "")),
-        kube_endpoint=checked("kube-endpoint", given("kube-endpoint", "http://localhost:8080"), _endpoint),
+        kube_endpoint=endpoint,
+        kubeconfig=kubeconfig,
+        context=given("context", "") or None,
         kube_api=checked("kube-api", given("kube-api", "auto"), _one_of(KUBE_APIS)),
         etcd_endpoints=tuple(
-            checked("etcd-endpoint", text, _endpoint) for text in many("etcd-endpoint", "http://localhost:2379")
+            checked("etcd-endpoint", text, _server("http")) for text in many("etcd-endpoint", "http://localhost:2379")
         ),
         etcd_prefix=checked("etcd-prefix", given("etcd-prefix", "/kiwi"), _prefix),
         store=checked("store", given("store", "etcd2"), _one_of(STORES)),
@@ -129,22 +146,8 @@ def _network(text: str) -> Network:
         raise ValueError(f"give a range such as 192.168.1.0/24 ({error})") from None
 
 
-def _endpoint(text: str) -> str:
-    advice = "give http://HOST:PORT"
-    parts = urlsplit(text)
-    if parts.scheme != "http":
-        raise ValueError(f"{advice}; other schemes are not supported yet" if parts.scheme == "https" else advice)
-    try:
-        port = parts.port
-    except ValueError:
-        raise ValueError("its port is not between 1 and 65535") from None
-    if port == 0:
-        raise ValueError("its port is not between 1 and 65535")
-    if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9._:-]+", parts.hostname):
-        raise ValueError(advice)
-    if parts.query or parts.fragment or parts.username is not None or re.search(r"[^!-~]", text):
-        raise ValueError(f"{advice}, and nothing behind it")
-    return text.rstrip("/")
+def _server(*schemes: str) -> Callable[[str], str]:
+    return lambda text: server_url(text, schemes)
 
 
 def _prefix(text: str) -> str:

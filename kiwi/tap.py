@@ -13,19 +13,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from attrs import define, evolve, field
+from attrs import evolve
 from treq.client import HTTPClient
 from twisted.application.service import IService, Service
 from twisted.internet.defer import setDebugging
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.python import usage
 from twisted.scripts import twistd
-from twisted.web.client import URI, HTTPConnectionPool
-from twisted.web.client import Agent as HTTPAgent
-from twisted.web.iweb import IAgentEndpointFactory
-from zope.interface import implementer
+from twisted.web.client import HTTPConnectionPool
 
 from . import __version__
 from .agent import Agent
@@ -33,7 +29,10 @@ from .backoff import BackoffPolicy
 from .claims.etcd2 import Etcd2ClaimStore
 from .claims.interface import IClaimStore
 from .claims.memory import MemoryClaims
+from .connections import http_clients
 from .converger import LONGEST_WAIT_FOR_STORE
+from .kubernetes.access import AccessError, find_access
+from .kubernetes.processes import run
 from .kubernetes.watch import ServiceWatch
 from .logs import LogLevel, logger, threshold
 from .model import AgentRecord
@@ -52,7 +51,6 @@ from .planning import Terms
 from .settings import BadSetting, Settings, settings
 
 SHORTEST_WAIT = 0.1
-CONNECT_TIMEOUT = 2.0
 CONNECTIONS = 32
 
 
@@ -71,7 +69,9 @@ class Options(usage.Options):
 
     optParameters = [
         ["interface", "i", None, "Interface that addresses go to. [default: the default route's]"],
-        ["kube-endpoint", "k", None, "Kubernetes API. [default: http://localhost:8080]"],
+        ["kube-endpoint", "k", None, "Kubernetes API. [default: the Pod's, or http://localhost:8080]"],
+        ["kubeconfig", None, None, "File that says where Kubernetes is. [default: the variable KUBECONFIG]"],
+        ["context", None, None, "Which part of the kubeconfig. [default: its current-context]"],
         ["kube-api", None, None, "v1, v1beta3, v1beta1, or auto: the newest that is offered. [default: auto]"],
         ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
         ["store", None, None, "Claim store: etcd2, or memory for a single host. [default: etcd2]"],
@@ -152,14 +152,20 @@ def makeService(options: Options) -> IService:
         setDebugging(True)
     if chosen.verbose or chosen.debug:
         threshold.setLogLevelForNamespace("kiwi", LogLevel.debug)
+    try:
+        access = find_access(chosen, os.environ, partial(run, reactor), clock, time.time)
+    except AccessError as error:
+        raise SystemExit(f"kiwi: {error}") from None
     interface = _checked_interface(chosen)
     names = _only_one(chosen, interface)
     network, watch_host, watch_neighbours, parts = (
         _network(chosen, interface, reactor) if chosen.driver else _no_network(interface)
     )
-    pooled, unpooled = _http_clients(reactor)
+    to_store = http_clients(reactor, partial(_pool, reactor))
+    to_kubernetes = http_clients(reactor, partial(_pool, reactor), access.tls)
     backoff = _backoff(chosen)
-    logger("kiwi").info(
+    log = logger("kiwi")
+    log.info(
         "{agent}: Kiwi {version}, on {interface}, for {ranges}, claims in {store}",
         agent=chosen.agent_id,
         version=__version__,
@@ -167,14 +173,17 @@ def makeService(options: Options) -> IService:
         ranges=", ".join(map(str, chosen.cidr_ranges)) or "the subnets of the interface",
         store="memory" if chosen.store == "memory" else " ".join(chosen.etcd_endpoints) + chosen.etcd_prefix,
     )
+    log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
+    for warning in access.warnings:
+        log.warn("{warning}", warning=warning)
     return Agent(
         Terms(_record(chosen), chosen.ttl, chosen.probe_wait),
         chosen.cidr_ranges,
         clock,
-        _store(chosen, pooled, unpooled, clock),
+        _store(chosen, *to_store, clock),
         network,
         backoff,
-        lambda changed: ServiceWatch(pooled, unpooled, clock, chosen.kube_endpoint, chosen.kube_api, backoff, changed),
+        lambda changed: ServiceWatch(*to_kubernetes, clock, access.endpoint, chosen.kube_api, backoff, changed),
         watch_host,
         watch_neighbours,
         partial(_refused, reactor),
@@ -253,30 +262,10 @@ def _backoff(chosen: Settings) -> BackoffPolicy:
     return BackoffPolicy(SHORTEST_WAIT, chosen.reconnect_interval, random.uniform)
 
 
-def _http_clients(reactor: Any) -> tuple[HTTPClient, HTTPClient]:
-    """One that keeps connections for requests, and one that opens a connection for each watch."""
+def _pool(reactor: Any) -> HTTPConnectionPool:
     pool = HTTPConnectionPool(reactor)
     pool.maxPersistentPerHost = CONNECTIONS
-    endpoints = _Endpoints(reactor)
-    return (
-        HTTPClient(HTTPAgent.usingEndpointFactory(reactor, endpoints, pool)),
-        HTTPClient(HTTPAgent.usingEndpointFactory(reactor, endpoints)),
-    )
-
-
-@implementer(IAgentEndpointFactory)
-@define
-class _Endpoints:
-    """Where servers are. Making an endpoint checks the name, a tenth of what a request costs; so each is made once."""
-
-    _reactor: Any
-    _made: dict[tuple[bytes, int], HostnameEndpoint] = field(factory=dict, init=False)
-
-    def endpointForURI(self, uri: URI) -> HostnameEndpoint:
-        server = (uri.host, uri.port)
-        if server not in self._made:
-            self._made[server] = HostnameEndpoint(self._reactor, *server, timeout=CONNECT_TIMEOUT)
-        return self._made[server]
+    return pool
 
 
 Watch = Callable[[Callable[..., None]], IService]

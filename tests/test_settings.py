@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import Any
 
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,7 +15,9 @@ from kiwi.settings import BadSetting, Settings, settings
 DEFAULTS = Settings(
     interface=None,
     cidr_ranges=(),
-    kube_endpoint="http://localhost:8080",
+    kube_endpoint=None,
+    kubeconfig=None,
+    context=None,
     kube_api="auto",
     etcd_endpoints=("http://localhost:2379",),
     etcd_prefix="/kiwi",
@@ -33,7 +36,9 @@ DEFAULTS = Settings(
 CHOSEN = Settings(
     interface="em1",
     cidr_ranges=(ip_network("192.168.1.0/24"), ip_network("::/0")),
-    kube_endpoint="http://kube:8001",
+    kube_endpoint="https://kube:8001",
+    kubeconfig=None,
+    context="admin@kube",
     kube_api="v1beta1",
     etcd_endpoints=("http://a:2379", "http://b:4001"),
     etcd_prefix="/some/where",
@@ -52,7 +57,8 @@ CHOSEN = Settings(
 OPTIONS: dict[str, Any] = {
     "interface": "em1",
     "cidr-range": ["192.168.1.0/24", "::/0"],
-    "kube-endpoint": "http://kube:8001/",
+    "kube-endpoint": "https://kube:8001/",
+    "context": "admin@kube",
     "kube-api": "v1beta1",
     "etcd-endpoint": ["http://a:2379", "http://b:4001/"],
     "etcd-prefix": "/some/where/",
@@ -100,8 +106,9 @@ class SettingsTests(SynchronousTestCase):
             ("ttl", "ten"): "give a whole number of seconds, 3 or more",
             ("kube-endpoint", "http://kube:70000"): "its port is not between 1 and 65535",
             ("kube-endpoint", "http://kube:0"): "its port is not between 1 and 65535",
-            ("kube-endpoint", "kube:8080"): "give http://HOST:PORT",
-            ("kube-endpoint", "https://kube"): "other schemes are not supported yet",
+            ("kube-endpoint", "kube:8080"): "give https://HOST:PORT or http://HOST:PORT",
+            ("kube-endpoint", "http://[kube]"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "https://etcd"): "give http://HOST:PORT",
             ("etcd-endpoint", "http://"): "give http://HOST:PORT",
             ("etcd-endpoint", "http://a b"): "give http://HOST:PORT",
             ("etcd-endpoint", "http://user@a"): "nothing behind it",
@@ -131,6 +138,18 @@ class SettingsTests(SynchronousTestCase):
         self.assertTrue(str(error).startswith("KIWI_TTL: '2': "), error)
         error = self.assertRaises(BadSetting, settings, {}, {"KIWI_NO_DRIVER": "maybe"}, "node-1")
         self.assertEqual(str(error), "KIWI_NO_DRIVER: 'maybe': give 1 for yes or 0 for no")
+
+    def test_kubeconfig(self) -> None:
+        """A kubeconfig is an option, too, and in place of an endpoint: who gives both is told which."""
+        self.assertEqual(
+            settings({"kubeconfig": "/etc/kubeconfig"}, {}, "node-1"), evolve(DEFAULTS, kubeconfig="/etc/kubeconfig")
+        )
+        error = self.assertRaises(
+            BadSetting, settings, {"kube-endpoint": "http://kube"}, {"KIWI_KUBECONFIG": "/etc/kubeconfig"}, "node-1"
+        )
+        self.assertEqual(
+            str(error), "KIWI_KUBECONFIG: '/etc/kubeconfig': there is --kube-endpoint as well; give one of them"
+        )
 
     @given(st.sampled_from(sorted(OPTIONS)), st.text(min_size=1))
     def test_any_text(self, name: str, text: str) -> None:

@@ -52,7 +52,17 @@ class OptionsTests(SynchronousTestCase):
             self.assertRaises(SystemExit, self.parsed, "--help")
         for name in (
             *("--interface=", "--cidr-range=", "--kube-endpoint=", "--kube-api=", "--etcd-endpoint=", "--etcd-prefix="),
-            *("--store=", "--agent-id=", "--id=", "--ttl=", "--fwchain=", "--fwmark=", "--no-driver"),
+            *(
+                "--kubeconfig=",
+                "--context=",
+                "--store=",
+                "--agent-id=",
+                "--id=",
+                "--ttl=",
+                "--fwchain=",
+                "--fwmark=",
+                "--no-driver",
+            ),
             *("--reconnect-interval=", "--verbose", "--debug"),
         ):
             self.assertIn(name, printed.getvalue())
