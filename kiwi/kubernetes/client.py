@@ -16,9 +16,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from kiwi.backoff import Uniform
 from kiwi.http import HTTPError, Response, request, stream
+from kiwi.model import Service, ServiceName
 
 from .decoding import (
-    VERSIONS,
     Bookmark,
     Changed,
     Deleted,
@@ -30,8 +30,9 @@ from .decoding import (
     decode_list,
     describe_status,
     parse,
-    quoted,
 )
+from .reading import quoted
+from .services import SERVICES, VERSIONS
 
 # Note [Silence]
 # A connection that is only half there looks like a cluster in which nothing happens. A v1 watch ends by itself after
@@ -158,7 +159,7 @@ class ServicesAPI:
         # The oldest has a watch even where it has no list. Whether this server has it shows when it is opened.
         return VERSIONS[-1]
 
-    async def list(self, version: str) -> Listed | NoList:
+    async def list(self, version: str) -> Listed[ServiceName, Service] | NoList:
         """All Services of all namespaces."""
         path = f"/api/{version}/services"
         response = await self._get(path)
@@ -166,7 +167,7 @@ class ServicesAPI:
             return NoList()
         if response.status != 200:
             raise _trouble(response, "list services", path)
-        listed = decode_list(version, response.body)
+        listed = decode_list(SERVICES, version, response.body)
         if isinstance(listed, Nonsense):
             raise Senseless(f"its list of services makes no sense: {listed.problem}")
         return listed
@@ -176,7 +177,7 @@ class ServicesAPI:
         version: str,
         since: str,
         opened: Callable[[], None],
-        happened: Callable[[Changed | Deleted | Bookmark | Nonsense], None],
+        happened: Callable[[Changed[ServiceName, Service] | Deleted[ServiceName] | Bookmark | Nonsense], None],
     ) -> Ended | Silent | Expired:
         """
         What happens to Services, until the watch ends.
@@ -197,7 +198,7 @@ class ServicesAPI:
         def line(data: bytes) -> None:
             nonlocal heard
             heard = self.clock.seconds()
-            event = decode_event(version, data)
+            event = decode_event(SERVICES, version, data)
             # What is raised here closes the connection and comes out below.
             if isinstance(event, Expired):
                 raise _Over

@@ -40,13 +40,12 @@ class Known:
         """The names of all that is remembered."""
         return {*self._services, *self._problems}
 
-    def learn(self, decoded: Decoded) -> list[Problem]:
+    def learn(self, decoded: Decoded[ServiceName, Service]) -> list[Problem]:
         """A Service is now like this."""
-        service = decoded.service
-        if service is None:
+        name, service = decoded.name, decoded.value
+        if name is None:
             return [(None, ", ".join(decoded.problems))]
-        name = service.name
-        if not service.addresses:
+        if service is None:
             self._drop(name)
         elif self._services.get(name) != service:
             self._services[name] = service
@@ -61,7 +60,7 @@ class Known:
         self._drop(name)
         self._problems.pop(name, None)
 
-    def replace(self, items: Iterable[Decoded]) -> list[Problem]:
+    def replace(self, items: Iterable[Decoded[ServiceName, Service]]) -> list[Problem]:
         """These are all the Services there are."""
         gone = self.names()
         problems: list[Problem] = []

@@ -236,8 +236,8 @@ class ServiceWatch(service.Service):
         self._completed()
         return listed.resource_version
 
-    def _takes_everything(self, listed: Listed) -> bool:
-        return len(self._known) > 0 and not any(each.service and each.service.addresses for each in listed.items)
+    def _takes_everything(self, listed: Listed[ServiceName, Service]) -> bool:
+        return len(self._known) > 0 and not any(each.value for each in listed.items)
 
     def _opened(self) -> None:
         if not self._flapping:
@@ -257,7 +257,7 @@ class ServiceWatch(service.Service):
         self._news(edition)
         self._completed()
 
-    def _happened(self, event: Changed | Deleted | Bookmark | Nonsense) -> None:
+    def _happened(self, event: Changed[ServiceName, Service] | Deleted[ServiceName] | Bookmark | Nonsense) -> None:
         """Learn from one event."""
         if not self._complete:
             _cancel(self._settling)

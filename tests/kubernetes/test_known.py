@@ -16,7 +16,8 @@ WEB, DNS = ServiceName("default", "web"), ServiceName("default", "dns")
 
 def decoded(name: ServiceName, *addresses: str, problems: tuple[str, ...] = ()) -> Decoded:
     ports = frozenset({ServicePort(Protocol.TCP, 80)})
-    return Decoded(Service(name, ports, tuple(map(IPv4Address, addresses))), problems)
+    service = Service(name, ports, tuple(map(IPv4Address, addresses))) if addresses else None
+    return Decoded(name, service, problems)
 
 
 class KnownTests(SynchronousTestCase):
@@ -26,7 +27,7 @@ class KnownTests(SynchronousTestCase):
         known.learn(decoded(WEB, "10.0.0.1"))
         known.learn(decoded(WEB, "10.0.0.2"))
         known.learn(decoded(DNS))
-        self.assertEqual(known.services(), {WEB: decoded(WEB, "10.0.0.2").service})
+        self.assertEqual(known.services(), {WEB: decoded(WEB, "10.0.0.2").value})
         known.learn(decoded(WEB))
         self.assertEqual(known.services(), {})
 
@@ -35,7 +36,7 @@ class KnownTests(SynchronousTestCase):
         known = Known()
         known.learn(decoded(WEB, "10.0.0.1"))
         known.replace([decoded(DNS, "10.0.0.2")])
-        self.assertEqual(known.services(), {DNS: decoded(DNS, "10.0.0.2").service})
+        self.assertEqual(known.services(), {DNS: decoded(DNS, "10.0.0.2").value})
 
     def test_handed_out(self) -> None:
         """What was handed out stays as it was."""
@@ -43,7 +44,7 @@ class KnownTests(SynchronousTestCase):
         known.learn(decoded(WEB, "10.0.0.1"))
         services = known.services()
         known.forget(WEB)
-        self.assertEqual(services, {WEB: decoded(WEB, "10.0.0.1").service})
+        self.assertEqual(services, {WEB: decoded(WEB, "10.0.0.1").value})
 
     def test_edition(self) -> None:
         """The edition is another one exactly when the Services are."""
@@ -78,5 +79,5 @@ class KnownTests(SynchronousTestCase):
         """Of a Service without a name, nothing is remembered."""
         known = Known()
         for _ in range(2):
-            self.assertEqual(known.learn(Decoded(None, ("it has no name",))), [(None, "it has no name")])
+            self.assertEqual(known.learn(Decoded(None, None, ("it has no name",))), [(None, "it has no name")])
         self.assertEqual(known.names(), set())
