@@ -11,6 +11,9 @@ from attrs import field, frozen
 
 Address = IPv4Address | IPv6Address
 
+CLOCK_DRIFT = 0.01
+"""The part by which a clock may run slow or fast."""
+
 
 class _QuickIPv4Address(IPv4Address):
     """

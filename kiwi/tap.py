@@ -34,7 +34,11 @@ from .claims.etcd2 import Etcd2ClaimStore
 from .claims.interface import IClaimStore
 from .claims.memory import MemoryClaims
 from .converger import LONGEST_WAIT_FOR_STORE
-from .kubernetes.watch import ServiceWatch
+from .kubernetes.api import KubernetesAPI
+from .kubernetes.client import Objects
+from .kubernetes.credentials import NoCredentials
+from .kubernetes.services import PUBLIC, SERVICES
+from .kubernetes.watch import ObjectWatch
 from .logs import LogLevel, logger, threshold
 from .model import AgentRecord
 from .names import NameTaken, take_name
@@ -159,6 +163,7 @@ def makeService(options: Options) -> IService:
     )
     pooled, unpooled = _http_clients(reactor)
     backoff = _backoff(chosen)
+    server = KubernetesAPI(pooled, unpooled, clock, chosen.kube_endpoint, NoCredentials(), backoff.uniform)
     logger("kiwi").info(
         "{agent}: Kiwi {version}, on {interface}, for {ranges}, claims in {store}",
         agent=chosen.agent_id,
@@ -174,7 +179,7 @@ def makeService(options: Options) -> IService:
         _store(chosen, pooled, unpooled, clock),
         network,
         backoff,
-        lambda changed: ServiceWatch(pooled, unpooled, clock, chosen.kube_endpoint, chosen.kube_api, backoff, changed),
+        lambda changed: ObjectWatch(Objects(server, SERVICES), chosen.kube_api, backoff, changed, PUBLIC),
         watch_host,
         watch_neighbours,
         partial(_refused, reactor),

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from .reading import quoted, shown
 
@@ -58,9 +58,11 @@ class Kind(Generic[N, T]):
     versions: tuple[str, ...]
     _decode: Callable[[str, Mapping[str, Any]], Decoded[N, T]] = field(repr=False)
 
-    def path(self, version: str) -> str:
-        """Where a server has all objects of this kind."""
-        return f"/apis/{self.group}/{version}/{self.plural}" if self.group else f"/api/{version}/{self.plural}"
+    def path(self, version: str, namespace: str = "", name: str = "") -> str:
+        """Where a server has all objects of this kind, those of one namespace, or one of them."""
+        root = f"/apis/{self.group}/{version}" if self.group else f"/api/{version}"
+        inner = f"/namespaces/{namespace}" if namespace else ""
+        return f"{root}{inner}/{self.plural}" + (f"/{name}" if name else "")
 
     def is_flat(self, version: str) -> bool:
         """Whether objects of this version have at their top what is in their C{metadata} later."""
@@ -78,13 +80,17 @@ class Kind(Generic[N, T]):
 @frozen
 class Listed(Generic[N, T]):
     """
-    Every object of a kind at one moment.
+    The objects of a kind at one moment.
 
     @ivar resource_version: where to watch from; empty where the server did not say.
+    @ivar more: asks for those that come after these; empty where these are the last ones.
+    @ivar empty: there is no object at all, also none of which there is nothing to know.
     """
 
     items: tuple[Decoded[N, T], ...]
     resource_version: str = ""
+    more: str = ""
+    empty: bool = field(default=Factory(lambda self: not self.items, takes_self=True))
 
 
 @frozen
@@ -170,7 +176,9 @@ def decode_list(kind: Kind[N, T], version: str, body: bytes) -> Listed[N, T] | N
     if not isinstance(items, list) and (items is not None or listed is None):
         return Nonsense("it has no list of items")
     decoded = tuple(kind.decode(version, item) for item in items or ())
-    return Listed(decoded, _resource_version(kind, version, document))
+    metadata = document.get("metadata")
+    more = metadata.get("continue") if isinstance(metadata, dict) else None
+    return Listed(decoded, _resource_version(kind, version, document), more if isinstance(more, str) else "")
 
 
 def _error(status: Mapping[str, Any]) -> Expired | ServerError:

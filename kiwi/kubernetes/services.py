@@ -19,6 +19,9 @@ from .reading import Reader, quoted, shown
 VERSIONS = ("v1", "v1beta3", "v1beta1")
 """The versions that Kiwi speaks, the newest first."""
 
+PUBLIC = "with public addresses"
+"""Which Services there is something to know of, for the log."""
+
 _TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
