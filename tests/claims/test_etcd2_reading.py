@@ -13,7 +13,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
 from kiwi.claims.etcd2 import (
-    GATHERING,
     Event,
     Mirror,
     Node,
@@ -21,11 +20,11 @@ from kiwi.claims.etcd2 import (
     Refusal,
     Snapshot,
     read_event,
-    read_record,
     read_reply,
     read_snapshot,
-    write_record,
 )
+from kiwi.claims.records import read_record, write_record
+from kiwi.claims.telling import GATHERING
 from kiwi.http import Response
 from kiwi.model import AgentRecord, Claims
 
