@@ -17,10 +17,14 @@ def parsed(text: bytes) -> Any:
 
 
 def write_record(record: AgentRecord) -> str:
-    """The value that tells of an agent. Equal records are equal texts."""
+    """The value that tells of an agent. Equal records are equal texts. What is as it mostly is, is not written."""
     told: dict[str, object] = {"host": record.host, "place": record.place, "instance": record.instance}
     if record.leaving:
         told["leaving"] = True
+    if record.node:
+        told["node"] = record.node
+    if record.standby:
+        told["standby"] = True
     return json.dumps(told, separators=(",", ":"))
 
 
@@ -35,4 +39,13 @@ def read_record(agent_id: str, text: str) -> AgentRecord | None:
     host, place, instance = (raw.get(name) for name in ("host", "place", "instance"))
     if not (isinstance(host, str) and isinstance(place, str) and isinstance(instance, str)):
         return None
-    return AgentRecord(agent_id, host, place, instance, raw.get("leaving") is True)
+    node = raw.get("node")
+    return AgentRecord(
+        agent_id,
+        host,
+        place,
+        instance,
+        leaving=raw.get("leaving") is True,
+        node=node if isinstance(node, str) else "",
+        standby=raw.get("standby") is True,
+    )

@@ -7,9 +7,11 @@ The shapes are those of the API type C{Service} of each version.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
+
+from attrs import frozen
 
 from kiwi.model import Address, Protocol, Service, ServiceName, ServicePort, ip
 
@@ -22,10 +24,33 @@ VERSIONS = ("v1", "v1beta3", "v1beta1")
 PUBLIC = "with public addresses"
 """Which Services there is something to know of, for the log."""
 
+_EXTERNAL = {
+    "v1": ("externalIPs", "deprecatedPublicIPs"),
+    "v1beta3": ("publicIPs", "publicIps", "deprecatedPublicIPs"),
+    "v1beta1": ("publicIPs", "publicIps"),
+}
+"""What the addresses that whoever makes a Service asks for have been called."""
+
 _TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
+
+
+@frozen
+class Sources:
+    """
+    Which fields of Services count.
+
+    @ivar external_ips: C{externalIPs}, and what it was called before.
+    @ivar load_balancer: C{status.loadBalancer}.
+    @ivar load_balancer_class: the C{loadBalancerClass} of the Services whose C{status.loadBalancer} counts; empty for
+        those that have none.
+    """
+
+    external_ips: bool = True
+    load_balancer: bool = True
+    load_balancer_class: str = ""
 
 
 def _created(reader: Reader, holder: Mapping[str, Any]) -> str:
@@ -85,14 +110,49 @@ def _addresses(reader: Reader, values: Iterable[object]) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(found for value in values if (found := _address(reader, value)) is not None))
 
 
+def _external(reader: Reader, version: str, holder: Mapping[str, Any]) -> Iterable[object]:
+    return [each for key in _EXTERNAL[version] for each in reader.list(holder, key)]
+
+
 def _ingress(reader: Reader, document: Mapping[str, Any]) -> Iterable[object]:
-    """The addresses that a load balancer was given. An entry with only a host name has none."""
+    """
+    The addresses that a load balancer was given and that are for hosts to carry. An entry with only a host name has
+    none, and one of mode C{Proxy} is at the load balancer itself.
+    """
     balancer = reader.object(reader.object(document, "status"), "loadBalancer")
-    return [entry["ip"] for entry in reader.objects(balancer, "ingress") if entry.get("ip") not in (None, "")]
+    for entry in reader.objects(balancer, "ingress"):
+        address, mode = entry.get("ip"), entry.get("ipMode")
+        if address in (None, "") or mode == "Proxy":
+            continue
+        if mode in (None, "", "VIP"):
+            yield address
+        else:
+            reader.complain(f"ipMode {shown(mode)} of its address {shown(address)} is neither VIP nor Proxy")
 
 
-def _v1beta1(reader: Reader, document: Mapping[str, Any]) -> Service | None:
-    """The flat form, in which C{port} is the only port or the first of C{ports}."""
+def _is_ours(reader: Reader, spec: Mapping[str, Any], ours: str) -> bool:
+    """
+    Whether a Service is of our load balancer class. One without a class is for those who have none either (Kubernetes'
+    page "Service", on load balancer classes).
+    """
+    found = spec.get("loadBalancerClass")
+    if found is None or isinstance(found, str):
+        return (found or "") == ours
+    reader.complain(f"its loadBalancerClass is {shown(found)}, not a text")
+    return False
+
+
+def _is_local(reader: Reader, spec: Mapping[str, Any]) -> bool:
+    policy = reader.text(spec, "externalTrafficPolicy")
+    if policy not in ("", "Cluster", "Local"):
+        reader.complain(
+            f"its externalTrafficPolicy {quoted(policy)} is neither Cluster nor Local, and taken for Cluster"
+        )
+    return policy == "Local"
+
+
+def _flat(reader: Reader, version: str, document: Mapping[str, Any], sources: Sources) -> Service | None:
+    """The form of C{v1beta1}, in which C{port} is the only port or the first of C{ports}."""
     name = reader.namespaced(ServiceName, reader.text(document, "namespace"), reader.text(document, "id"))
     if name is None:
         return None
@@ -100,59 +160,51 @@ def _v1beta1(reader: Reader, document: Mapping[str, Any]) -> Service | None:
     if not entries and document.get("port") not in (None, 0):
         # 0 is how Go writes that there is none.
         entries = [document]
-    addresses = [each for key in ("publicIPs", "publicIps") for each in reader.list(document, key)]
+    addresses = _external(reader, version, document) if sources.external_ips else ()
     return Service(name, _ports(reader, entries), _addresses(reader, addresses), _created(reader, document))
 
 
-def _nested(
-    reader: Reader, document: Mapping[str, Any], keys: Iterable[str], balanced: Callable[[Mapping[str, Any]], bool]
-) -> Service | None:
-    """The form with C{metadata}, C{spec} and C{status}."""
+def _nested(reader: Reader, version: str, document: Mapping[str, Any], sources: Sources) -> Service | None:
+    """
+    The form with C{metadata}, C{spec} and C{status}. What type a Service has, and the policies that go with it, came
+    with C{v1}.
+    """
     metadata = reader.object(document, "metadata")
     name = reader.namespaced(ServiceName, reader.text(metadata, "namespace"), reader.text(metadata, "name"))
     if name is None:
         return None
     spec = reader.object(document, "spec")
-    addresses = [each for key in keys for each in reader.list(spec, key)]
-    if balanced(spec):
-        addresses.extend(_ingress(reader, document))
+    addresses: list[object] = []
+    if sources.external_ips:
+        addresses += _external(reader, version, spec)
+    if sources.load_balancer and (
+        version != "v1" or (spec.get("type") == "LoadBalancer" and _is_ours(reader, spec, sources.load_balancer_class))
+    ):
+        addresses += _ingress(reader, document)
     return Service(
         name,
         _ports(reader, reader.objects(spec, "ports")),
         _addresses(reader, addresses),
         _created(reader, metadata),
+        local=version == "v1" and _is_local(reader, spec),
     )
 
 
-def _v1beta3(reader: Reader, document: Mapping[str, Any]) -> Service | None:
-    return _nested(reader, document, ("publicIPs", "publicIps", "deprecatedPublicIPs"), lambda spec: True)
+def services(sources: Sources) -> Kind[ServiceName, Service]:
+    """
+    Services, as far as they ask for addresses in those fields. One that asks for none has nothing that Kiwi needs to
+    know.
+    """
+
+    def decode(version: str, document: Mapping[str, Any]) -> Decoded[ServiceName, Service]:
+        reader = Reader()
+        service = (_flat if version == "v1beta1" else _nested)(reader, version, document, sources)
+        if service is None:
+            return Decoded(None, None, reader.problems())
+        return Decoded(service.name, service if service.addresses else None, reader.problems())
+
+    return Kind("", "services", "Service", VERSIONS, decode)
 
 
-def _v1(reader: Reader, document: Mapping[str, Any]) -> Service | None:
-    return _nested(
-        reader, document, ("externalIPs", "deprecatedPublicIPs"), lambda spec: spec.get("type") == "LoadBalancer"
-    )
-
-
-_DECODERS: Mapping[str, Callable[[Reader, Mapping[str, Any]], Service | None]] = {
-    "v1": _v1,
-    "v1beta3": _v1beta3,
-    "v1beta1": _v1beta1,
-}
-
-
-def _decode(version: str, document: Mapping[str, Any]) -> Decoded[ServiceName, Service]:
-    """A Service that asks for no address says nothing that matters."""
-    reader = Reader()
-    service = _DECODERS[version](reader, document)
-    if service is None:
-        return Decoded(None, None, reader.problems())
-    return Decoded(service.name, service if service.addresses else None, reader.problems())
-
-
-SERVICES: Kind[ServiceName, Service] = Kind("", "services", "Service", VERSIONS, _decode)
-
-
-def decode_service(version: str, document: object) -> Decoded[ServiceName, Service]:
-    """One object of a version of the API, as a list or an event has it."""
-    return SERVICES.decode(version, document)
+SERVICES = services(Sources())
+"""Services, wherever they ask for addresses."""

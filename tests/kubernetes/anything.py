@@ -13,7 +13,9 @@ keys = st.sampled_from(
     [
         *("kind", "type", "object", "metadata", "spec", "status", "name", "id", "namespace", "items", "code", "reason"),
         *("ports", "port", "protocol", "publicIPs", "publicIps", "externalIPs", "deprecatedPublicIPs", "loadBalancer"),
-        *("ingress", "ip", "creationTimestamp", "resourceVersion", "message"),
+        *("ingress", "ip", "ipMode", "loadBalancerClass", "externalTrafficPolicy", "creationTimestamp"),
+        *("resourceVersion", "message", "labels", "kubernetes.io/service-name", "addressType", "endpoints"),
+        *("nodeName", "topology", "kubernetes.io/hostname", "conditions", "ready", "serving", "terminating"),
     ]
 )
 plausible = scalars | st.sampled_from(
@@ -21,6 +23,12 @@ plausible = scalars | st.sampled_from(
         "Service",
         "ServiceList",
         "LoadBalancer",
+        "EndpointSlice",
+        "Node",
+        "NetworkUnavailable",
+        "True",
+        "Local",
+        "Proxy",
         "web",
         "TCP",
         "192.168.1.41",

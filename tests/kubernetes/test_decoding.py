@@ -23,6 +23,8 @@ from kiwi.kubernetes.decoding import (
     decode_event,
     decode_list,
 )
+from kiwi.kubernetes.endpoints import ENDPOINT_SLICES
+from kiwi.kubernetes.nodes import NODES
 from kiwi.kubernetes.services import SERVICES
 from kiwi.model import Service, ServiceName
 from tests.fakes.kubernetes import encode
@@ -32,8 +34,25 @@ from .anything import check_problems, objects, unhurried
 WEB = ServiceName("default", "web")
 A = IPv4Address("192.168.1.41")
 SPEC = {"externalIPs": [str(A)]}
-KINDS = st.sampled_from([(kind, version) for kind in (SERVICES,) for version in kind.versions])
+KINDS = st.sampled_from([(kind, version) for kind in (SERVICES, ENDPOINT_SLICES, NODES) for version in kind.versions])
 WEB_NOW: Decoded[ServiceName, Service] = Decoded(WEB, Service(WEB, frozenset(), (A,)))
+
+
+class KindTests(SynchronousTestCase):
+    """Kinds of objects."""
+
+    def test_paths(self) -> None:
+        """The oldest group of the API has no name, and a path of its own."""
+        self.assertEqual(
+            [SERVICES.path("v1beta1"), ENDPOINT_SLICES.path("v1"), NODES.path("v1")],
+            ["/api/v1beta1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/nodes"],
+        )
+
+    def test_flat(self) -> None:
+        """Only that group has ever been flat."""
+        for kind, expected in ((SERVICES, "7"), (ENDPOINT_SLICES, "8")):
+            body = encode({"resourceVersion": 7, "metadata": {"resourceVersion": "8"}, "items": []})
+            self.assertEqual(decode_list(kind, "v1beta1", body), Listed((), expected))
 
 
 class ListTests(SynchronousTestCase):

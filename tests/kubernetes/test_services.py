@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.kubernetes.decoding import Decoded
-from kiwi.kubernetes.services import VERSIONS, decode_service
+from kiwi.kubernetes.services import SERVICES, VERSIONS, Sources, services
 from kiwi.model import Address, Protocol, Service, ServiceName, ServicePort
 from tests.fakes.kubernetes import read_manifest, render, service
 
@@ -29,9 +29,15 @@ def web(
     ports: frozenset[ServicePort] = frozenset(),
     created: str = "",
     problems: tuple[str, ...] = (),
+    local: bool = False,
 ) -> Decoded[ServiceName, Service]:
     """What becomes of a Service C{web}."""
-    return Decoded(WEB, Service(WEB, ports, addresses, created), problems)
+    return Decoded(WEB, Service(WEB, ports, addresses, created, local), problems)
+
+
+def balanced(*ingress: object, **spec: Any) -> dict[str, Any]:
+    """A Service C{web} with what a load balancer has written into its status."""
+    return nested(**{"type": "LoadBalancer", **spec}) | {"status": {"loadBalancer": {"ingress": list(ingress)}}}
 
 
 def nameless(*problems: str) -> Decoded[ServiceName, Service]:
@@ -52,33 +58,33 @@ class FlatTests(SynchronousTestCase):
     def test_example(self) -> None:
         """A Service has a port and public addresses at the top of the object."""
         document = flat(port=8080, selector={"name": "web"}, containerPort=80, publicIPs=[str(A), str(B)])
-        self.assertEqual(decode_service("v1beta1", document), web((A, B), tcp(8080)))
+        self.assertEqual(SERVICES.decode("v1beta1", document), web((A, B), tcp(8080)))
 
     def test_spellings(self) -> None:
         """Both spellings of the addresses count, each address once, in order."""
         document = flat(port=1, publicIPs=[str(B)], publicIps=[str(A), str(B)])
-        self.assertEqual(decode_service("v1beta1", document), web((B, A), tcp(1)))
+        self.assertEqual(SERVICES.decode("v1beta1", document), web((B, A), tcp(1)))
 
     def test_several_ports(self) -> None:
         """A list of ports stands instead of the one port."""
         document = flat(port=1, protocol="UDP", ports=[{"port": 53, "protocol": "UDP"}, {"port": 53, "name": "x"}])
         ports = frozenset({ServicePort(Protocol.UDP, 53), ServicePort(Protocol.TCP, 53)})
-        self.assertEqual(decode_service("v1beta1", document), web(ports=ports))
+        self.assertEqual(SERVICES.decode("v1beta1", document), web(ports=ports))
 
     def test_empty_list_of_ports(self) -> None:
         """An empty list of ports leaves the one port in force."""
         for ports in (list[object](), None):
             document = flat(port=53, protocol="sctp", ports=ports)
             expected = web(ports=frozenset({ServicePort(Protocol.SCTP, 53)}))
-            self.assertEqual(decode_service("v1beta1", document), expected)
+            self.assertEqual(SERVICES.decode("v1beta1", document), expected)
 
     def test_no_port(self) -> None:
         """A port of 0 is none."""
-        self.assertEqual(decode_service("v1beta1", flat(port=0, protocol="", ports=[])), web())
+        self.assertEqual(SERVICES.decode("v1beta1", flat(port=0, protocol="", ports=[])), web())
 
     def test_namespace(self) -> None:
         """A Service that does not say its namespace is in C{default}."""
-        names = [decode_service("v1beta1", flat(namespace=each)).name for each in ("shop", "", None)]
+        names = [SERVICES.decode("v1beta1", flat(namespace=each)).name for each in ("shop", "", None)]
         self.assertEqual(names, [ServiceName("shop", "web"), WEB, WEB])
 
 
@@ -90,26 +96,26 @@ class NestedTests(SynchronousTestCase):
         document = nested("v1beta3", publicIPs=["10.1.0.1"], publicIps=["10.1.0.2"], deprecatedPublicIPs=["10.1.0.3"])
         document["status"] = {"loadBalancer": {"ingress": [{"ip": "10.1.0.4"}, {"hostname": "h"}, {"ip": "10.1.0.1"}]}}
         addresses = tuple(IPv4Address(f"10.1.0.{last}") for last in (1, 2, 3, 4))
-        self.assertEqual(decode_service("v1beta3", document), web(addresses))
+        self.assertEqual(SERVICES.decode("v1beta3", document), web(addresses))
 
     def test_v1_addresses(self) -> None:
         """In C{v1} they are external IPs, the deprecated field, and those of a load balancer."""
         document = nested(externalIPs=["10.1.0.1"], deprecatedPublicIPs=["10.1.0.2"], type="LoadBalancer")
         document["status"] = {"loadBalancer": {"ingress": [{"ip": "10.1.0.3"}, {"ip": "10.1.0.2"}]}}
         addresses = tuple(IPv4Address(f"10.1.0.{last}") for last in (1, 2, 3))
-        self.assertEqual(decode_service("v1", document), web(addresses))
+        self.assertEqual(SERVICES.decode("v1", document), web(addresses))
 
     def test_v1_status_of_another_type(self) -> None:
         """A Service that is no load balancer (any more) has none of a load balancer's addresses."""
         for kind in ("ClusterIP", "NodePort", None):
             document = nested(type=kind, externalIPs=[str(A)])
             document["status"] = {"loadBalancer": {"ingress": [{"ip": "10.1.0.3"}]}}
-            self.assertEqual(decode_service("v1", document), web())
+            self.assertEqual(SERVICES.decode("v1", document), web())
 
     def test_addresses_are_normalised(self) -> None:
         """Two spellings of an IPv6 address are one address."""
         document = nested(externalIPs=["2001:DB8:0::1", "2001:db8::1"])
-        self.assertEqual(decode_service("v1", document), web((IPv6Address("2001:db8::1"),)))
+        self.assertEqual(SERVICES.decode("v1", document), web((IPv6Address("2001:db8::1"),)))
 
     def test_nothing(self) -> None:
         """A Service that asks for no address has nothing that matters, which is no problem."""
@@ -119,7 +125,7 @@ class NestedTests(SynchronousTestCase):
                 nested(ports=None, externalIPs=None, publicIPs=None),
                 nested(ports=[{"port": 80}]),
             ):
-                self.assertEqual(decode_service(version, document), Decoded(WEB, None))
+                self.assertEqual(SERVICES.decode(version, document), Decoded(WEB, None))
 
     def test_created(self) -> None:
         """Times are told in UTC to the second, so that they sort by age."""
@@ -134,7 +140,7 @@ class NestedTests(SynchronousTestCase):
         ):
             document = nested(externalIPs=[str(A)])
             document["metadata"]["creationTimestamp"] = text
-            self.assertEqual(decode_service("v1", document), web(created=expected))
+            self.assertEqual(SERVICES.decode("v1", document), web(created=expected))
 
     def test_no_time(self) -> None:
         """What is no time leaves the Service without one."""
@@ -148,14 +154,100 @@ class NestedTests(SynchronousTestCase):
             document = nested(externalIPs=[str(A)])
             document["metadata"]["creationTimestamp"] = text
             problem = f"its creationTimestamp {text!a} is not a time"
-            self.assertEqual(decode_service("v1", document), web(problems=(problem,)))
+            self.assertEqual(SERVICES.decode("v1", document), web(problems=(problem,)))
+
+
+class SourcesTests(SynchronousTestCase):
+    """Which fields count is for the operator to say."""
+
+    def addresses(self, sources: Sources, version: str, document: object) -> tuple[Address, ...]:
+        decoded = services(sources).decode(version, document)
+        self.assertEqual((decoded.name, decoded.problems), (WEB, ()))
+        return decoded.value.addresses if decoded.value else ()
+
+    def test_sources(self) -> None:
+        """The addresses of a source that does not count are not asked for, in any version."""
+        external, balancer = Sources(load_balancer=False), Sources(external_ips=False)
+        for version, keys in (
+            ("v1", ("externalIPs", "deprecatedPublicIPs")),
+            ("v1beta3", ("publicIPs", "publicIps", "deprecatedPublicIPs")),
+        ):
+            for key in keys:
+                document = balanced({"ip": str(B)}, **{key: [str(A)]})
+                self.assertEqual(
+                    [self.addresses(each, version, document) for each in (external, balancer, Sources())],
+                    [(A,), (B,), (A, B)],
+                )
+        for key in ("publicIPs", "publicIps"):
+            document = {"id": "web", key: [str(A)]}
+            self.assertEqual([self.addresses(each, "v1beta1", document) for each in (external, balancer)], [(A,), ()])
+
+    def test_class(self) -> None:
+        """A load balancer's addresses count for Services of our class: of none where we have none."""
+        classes = (None, "", "example.com/ours", "example.com/other")
+        for ours, expected in (("", [(B,), (B,), (), ()]), ("example.com/ours", [(), (), (B,), ()])):
+            sources = Sources(load_balancer_class=ours)
+            documents = [balanced({"ip": str(B)}, loadBalancerClass=each) for each in classes]
+            self.assertEqual([self.addresses(sources, "v1", each) for each in documents], expected)
+
+    def test_class_of_external_ips(self) -> None:
+        """External IPs have nothing to do with the class."""
+        document = balanced({"ip": str(B)}, externalIPs=[str(A)], loadBalancerClass="example.com/other")
+        self.assertEqual(self.addresses(Sources(), "v1", document), (A,))
+
+    def test_no_class(self) -> None:
+        """What is no class is not ours."""
+        for bad, shown in ((0, "0"), ([], "a list"), (False, "false")):
+            document = balanced({"ip": str(B)}, loadBalancerClass=bad, externalIPs=[str(A)])
+            problem = f"its loadBalancerClass is {shown}, not a text"
+            self.assertEqual(SERVICES.decode("v1", document), web(problems=(problem,)))
+
+
+class PolicyTests(SynchronousTestCase):
+    """How an address is to be carried."""
+
+    def test_ip_mode(self) -> None:
+        """An address is carried by hosts unless it is the load balancer's own."""
+        entries = [{"ip": f"10.1.0.{n}", "ipMode": mode} for n, mode in enumerate(("VIP", "Proxy", None, ""))]
+        addresses = tuple(IPv4Address(f"10.1.0.{n}") for n in (0, 2, 3))
+        self.assertEqual(SERVICES.decode("v1", balanced(*entries)), web(addresses))
+
+    def test_no_ip_mode(self) -> None:
+        """In a mode that is not known, an address is not carried."""
+        for bad, shown in (("proxy", "'proxy'"), (7, "7"), (["VIP"], "a list")):
+            document = balanced({"ip": str(A)}, {"ip": str(B), "ipMode": bad})
+            problem = f"ipMode {shown} of its address '{B}' is neither VIP nor Proxy"
+            self.assertEqual(SERVICES.decode("v1", document), web(problems=(problem,)))
+
+    def test_external_traffic_policy(self) -> None:
+        """With the policy C{Local}, only hosts that have an endpoint may carry the addresses."""
+        for policy, local in (("Local", True), ("Cluster", False), ("", False), (None, False)):
+            for document in (
+                nested(externalTrafficPolicy=policy, externalIPs=[str(A)]),
+                balanced({"ip": str(A)}, externalTrafficPolicy=policy),
+            ):
+                self.assertEqual(SERVICES.decode("v1", document), web(local=local))
+
+    def test_no_external_traffic_policy(self) -> None:
+        """What is no policy is no restriction."""
+        for bad, problem in (
+            ("local", "its externalTrafficPolicy 'local' is neither Cluster nor Local, and taken for Cluster"),
+            (True, "its externalTrafficPolicy is true, not a text"),
+        ):
+            document = nested(externalTrafficPolicy=bad, externalIPs=[str(A)])
+            self.assertEqual(SERVICES.decode("v1", document), web(problems=(problem,)))
+
+    def test_older_versions(self) -> None:
+        """C{v1beta3} knows neither types nor classes nor policies."""
+        document = balanced({"ip": str(A)}, type="x", loadBalancerClass="x", externalTrafficPolicy="Local")
+        self.assertEqual(SERVICES.decode("v1beta3", document), web())
 
 
 class ProblemTests(SynchronousTestCase):
     """What is wrong with a Service is told in sentences; what is right with it counts."""
 
     def problems(self, document: object, version: str = "v1") -> tuple[str, ...]:
-        return decode_service(version, document).problems
+        return SERVICES.decode(version, document).problems
 
     def test_the_good_ones_stay(self) -> None:
         """One bad port and one bad address do not take the others with them."""
@@ -164,7 +256,7 @@ class ProblemTests(SynchronousTestCase):
             "port 70000 of its ports is not between 1 and 65535",
             "public address '192.168.1.300' is not an IP address",
         )
-        self.assertEqual(decode_service("v1", document), web((A,), tcp(80), problems=problems))
+        self.assertEqual(SERVICES.decode("v1", document), web((A,), tcp(80), problems=problems))
 
     def test_ports(self) -> None:
         """A port is a whole number from 1 to 65535 of TCP, UDP or SCTP."""
@@ -187,7 +279,7 @@ class ProblemTests(SynchronousTestCase):
             (80, "80 in its ports is not an object"),
         ):
             document = nested(ports=[port], externalIPs=[str(A)])
-            self.assertEqual(decode_service("v1", document), web(problems=(problem,)))
+            self.assertEqual(SERVICES.decode("v1", document), web(problems=(problem,)))
 
     def test_addresses(self) -> None:
         """An address is an address and nothing besides."""
@@ -213,7 +305,7 @@ class ProblemTests(SynchronousTestCase):
             ({"metadata": {"name": "web", "creationTimestamp": 7}}, "its creationTimestamp is 7, not a text"),
             (nested(type="LoadBalancer") | {"status": "new"}, "its status is 'new', not an object"),
         ):
-            self.assertEqual(decode_service("v1", document), Decoded(WEB, None, (problem,)))
+            self.assertEqual(SERVICES.decode("v1", document), Decoded(WEB, None, (problem,)))
 
     def test_names(self) -> None:
         """A Service that does not have a name that a server would give is refused."""
@@ -230,14 +322,14 @@ class ProblemTests(SynchronousTestCase):
             (None, "it has no name"),
         ):
             document = {"metadata": {"name": name}}
-            self.assertEqual(decode_service("v1", document), nameless(problem))
-            self.assertEqual(decode_service("v1beta1", {"id": name}), nameless(problem))
+            self.assertEqual(SERVICES.decode("v1", document), nameless(problem))
+            self.assertEqual(SERVICES.decode("v1beta1", {"id": name}), nameless(problem))
 
     def test_long_names(self) -> None:
         """A name has at most 253 characters."""
         label = "a" * 63
         for name, accepted in ((".".join([label] * 4)[:253], True), (".".join([label] * 4), False)):
-            decoded = decode_service("v1", {"metadata": {"name": name}})
+            decoded = SERVICES.decode("v1", {"metadata": {"name": name}})
             self.assertEqual(decoded.name, ServiceName("default", name) if accepted else None)
 
     def test_namespaces(self) -> None:
@@ -245,7 +337,7 @@ class ProblemTests(SynchronousTestCase):
         for namespace in ("a.b", "a/b", "A", "a" * 64, "a\x00"):
             document = {"metadata": {"name": "web", "namespace": namespace}}
             problem = f"the namespace {namespace!a} of web is not a DNS label"
-            self.assertEqual(decode_service("v1", document), nameless(problem))
+            self.assertEqual(SERVICES.decode("v1", document), nameless(problem))
 
     def test_no_service(self) -> None:
         """What is no Service is refused."""
@@ -300,9 +392,9 @@ class PropertyTests(SynchronousTestCase):
     @given(st.sampled_from(VERSIONS), anything, anything, anything)
     def test_objects(self, version: str, document: object, spec: object, ports: object) -> None:
         """No object is too much for a decoder, and nothing invalid comes out."""
-        self.check(decode_service(version, document))
+        self.check(SERVICES.decode(version, document))
         if isinstance(document, dict):
-            self.check(decode_service(version, with_name(version, document, spec, ports)))
+            self.check(SERVICES.decode(version, with_name(version, document, spec, ports)))
 
     @unhurried
     @given(labels, labels, addresses, ports)
@@ -323,6 +415,6 @@ class PropertyTests(SynchronousTestCase):
         expected = Service(ServiceName(namespace, name), ports, tuple(addresses), "2015-06-01T12:00:00Z")
         for version in VERSIONS:
             self.assertEqual(
-                decode_service(version, render(version, stored)),
+                SERVICES.decode(version, render(version, stored)),
                 Decoded(expected.name, expected if addresses else None),
             )
