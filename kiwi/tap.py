@@ -80,6 +80,19 @@ class Options(usage.Options):
         ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
         ["store", None, None, "Claim store: etcd2, or memory for a single host. [default: etcd2]"],
         ["agent-id", None, None, "Unique among the agents; --id is the same. [default: the host name]"],
+        ["node-name", None, None, "Name of this host's Node in Kubernetes. [default: the agent's id]"],
+        [
+            "sources",
+            None,
+            None,
+            "Where addresses come from: externalIPs, loadBalancer, or both with a comma. [default: both]",
+        ],
+        [
+            "load-balancer-class",
+            None,
+            None,
+            "loadBalancerClass of the Services whose loadBalancer counts. [default: none]",
+        ],
         ["ttl", None, None, "Lifetime of a claim in seconds, 3 or more. [default: 10]"],
         ["fwchain", None, None, "Chain in table mangle. [default: KUBE-PUBLIC]"],
         ["fwmark", None, None, "Mark for traffic to public addresses. [default: 1]"],
@@ -214,7 +227,8 @@ def _record(chosen: Settings) -> AgentRecord:
     """What this process is. Its place is one boot of one machine, and one network namespace there."""
     with open("/proc/sys/kernel/random/boot_id") as boot_id:
         place = f"{boot_id.read().strip()}/{os.stat('/proc/self/ns/net').st_ino}"
-    return AgentRecord(chosen.agent_id, socket.gethostname(), place, secrets.token_hex(8))
+    node = "" if chosen.node_name == chosen.agent_id else chosen.node_name
+    return AgentRecord(chosen.agent_id, socket.gethostname(), place, secrets.token_hex(8), node=node)
 
 
 def _checked_interface(chosen: Settings) -> str:
