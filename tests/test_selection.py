@@ -194,6 +194,13 @@ class EligibleTests(SynchronousTestCase):
         )
         self.assertEqual(select([WEB, younger, portless], HOST, [LAN]).undecided, frozenset())
 
+    def test_with_some_traffic(self) -> None:
+        """A Service restricts who may carry an address once it has a port there, whichever, and however many."""
+        two = evolve(LOCAL, ports=frozenset({HTTP, DNS}), created="2016-01-01T00:00:00Z")
+        for older in ([], [WEB], [evolve(WEB, ports=frozenset({DNS}))]):
+            others = [evolve(each, name=ServiceName("default", "older")) for each in older]
+            self.assertEqual(self.select(two, *others, web=on("node1")).eligible, {FIRST: frozenset({"node1"})}, others)
+
     def test_address_that_is_refused(self) -> None:
         """Of an address that nobody may have, nothing else is said."""
         selection = self.select(evolve(LOCAL, addresses=(SECOND,)))
