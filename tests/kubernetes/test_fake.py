@@ -116,7 +116,7 @@ class WritingTests(SynchronousTestCase):
 
     def test_absent(self) -> None:
         """What is not there is not found."""
-        self.state.versions = ["v1"]
+        self.state.versions, self.state.groups = ["v1"], ()
         for path in ("/", "/api/v1beta1/services", "/api/v1/pods", "/api/v1/namespaces/default/services/web", "/apis"):
             code, document = self.ask("GET", path)
             self.assertEqual((code, document["kind"], document["reason"]), (404, "Status", "NotFound"))
