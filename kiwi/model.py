@@ -11,6 +11,9 @@ from attrs import field, frozen
 
 Address = IPv4Address | IPv6Address
 
+CLOCK_DRIFT = 0.01
+"""The part by which a clock may run slow or fast."""
+
 
 class _QuickIPv4Address(IPv4Address):
     """
@@ -64,8 +67,8 @@ class Protocol(Enum):
 
 
 @frozen(order=True)
-class ServiceName:
-    """The identity of a Service in its cluster."""
+class ObjectName:
+    """The identity of an object among those of its kind in a cluster."""
 
     namespace: str
     name: str
@@ -73,6 +76,18 @@ class ServiceName:
     def __str__(self) -> str:
         """The way people and rule comments name it: bare in namespace C{default}."""
         return self.name if self.namespace == "default" else f"{self.namespace}/{self.name}"
+
+
+class ServiceName(ObjectName):
+    """The identity of a Service in its cluster."""
+
+    __slots__ = ()
+
+
+class SliceName(ObjectName):
+    """The identity of an EndpointSlice in its cluster."""
+
+    __slots__ = ()
 
 
 @frozen(order=True)
@@ -93,12 +108,48 @@ class Service:
 
     @ivar created: the creation timestamp as RFC 3339 text in UTC, which sorts by age; empty where there is none.
     @ivar addresses: the public addresses it asks for, in the order it gives them, without repetition.
+    @ivar local: only hosts that have an endpoint of it may carry its addresses (C{externalTrafficPolicy: Local}).
     """
 
     name: ServiceName
     ports: frozenset[ServicePort]
     addresses: tuple[Address, ...]
     created: str = ""
+    local: bool = False
+
+
+@frozen
+class Endpoints:
+    """
+    Where a Service, or a part of it, has its endpoints: names of Nodes.
+
+    @ivar ready: those with at least one endpoint that is ready.
+    @ivar terminating: those with at least one that is on its way out and still serves.
+    """
+
+    ready: frozenset[str] = frozenset()
+    terminating: frozenset[str] = frozenset()
+
+
+@frozen
+class EndpointSlice:
+    """What Kiwi needs to know of an EndpointSlice: a part of the endpoints of one Service."""
+
+    name: SliceName
+    service: ServiceName
+    endpoints: Endpoints
+
+
+@frozen
+class Node:
+    """
+    What Kiwi needs to know of a Node.
+
+    @ivar unfit: why it may carry no public address: the end of a sentence, in one printable line. Empty where it may.
+    """
+
+    name: str
+    unfit: str = ""
 
 
 @frozen(order=True, cache_hash=True)
@@ -147,6 +198,8 @@ class AgentRecord:
     @ivar place: the same for all processes on one running host, and different on any other.
     @ivar instance: tells two processes apart.
     @ivar leaving: it is taking everything back, and tries for nothing any more.
+    @ivar node: the name of its Node in Kubernetes; empty where that is its id.
+    @ivar standby: it carries nothing and tries for nothing, but it stays.
     """
 
     id: str
@@ -154,6 +207,13 @@ class AgentRecord:
     place: str
     instance: str
     leaving: bool = False
+    node: str = ""
+    standby: bool = False
+
+    @property
+    def node_name(self) -> str:
+        """The name of its Node in Kubernetes."""
+        return self.node or self.id
 
 
 @frozen

@@ -69,7 +69,7 @@ from math import ceil, inf
 
 from attrs import evolve, field, frozen
 
-from .model import AgentRecord, Assignment, Claims, Hold, Host, Mark
+from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Hold, Host, Mark
 from .steps import (
     ADDRESSES,
     FIREWALL,
@@ -95,7 +95,6 @@ from .steps import (
     Unmark,
 )
 
-CLOCK_DRIFT = 0.01
 TIME_TO_ACT = 0.2
 KERNEL_LATENESS = 0.55
 KERNEL_LATENESS_OF_MANY = 1.55

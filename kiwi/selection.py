@@ -8,9 +8,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from attrs import field, frozen
 
-from .model import Address, Host, Mark, Service, ServiceName, ServicePort
+from .model import Address, Endpoints, EndpointSlice, Host, Mark, Service, ServiceName, ServicePort
 
 Network = IPv4Network | IPv6Network
+
+MOST_NAMED = 5
+"""How many Services a reason names."""
 
 
 @frozen
@@ -28,15 +31,38 @@ class Selection:
     What the Services ask for, as far as it may be carried here.
 
     @ivar wanted: the traffic to mark, by address. An address without traffic is not wanted.
+    @ivar eligible: names of the Nodes that may carry an address; none at all where there is a refusal, too. An address
+        that is not here may be carried by any.
+    @ivar undecided: addresses of which it is not known yet who may carry them.
     """
 
     wanted: Mapping[IPv4Address, frozenset[Mark]] = field(factory=dict)
     refusals: frozenset[Refusal] = frozenset()
+    eligible: Mapping[IPv4Address, frozenset[str]] = field(factory=dict)
+    undecided: frozenset[IPv4Address] = frozenset()
 
 
-def select(services: Iterable[Service], host: Host, ranges: Sequence[Network]) -> Selection:
+def gather(slices: Iterable[EndpointSlice]) -> Mapping[ServiceName, Endpoints]:
+    """Where each Service has its endpoints, which may be in several slices, and for a while in two of them at once."""
+    found: dict[ServiceName, Endpoints] = {}
+    for part in slices:
+        one, other = found.get(part.service), part.endpoints
+        found[part.service] = (
+            Endpoints(one.ready | other.ready, one.terminating | other.terminating) if one is not None else other
+        )
+    return found
+
+
+def select(
+    services: Iterable[Service],
+    host: Host,
+    ranges: Sequence[Network],
+    endpoints: Mapping[ServiceName, Endpoints] | None = None,
+) -> Selection:
     """
     @param ranges: the addresses that may be taken; where it is empty, those are the subnets of the interface.
+    @param endpoints: where Services have their endpoints: nowhere those that are not in it. C{None} while that is not
+        known.
     """
     allowed = tuple(ranges) or tuple(sorted({interface.network for interface in host.subnets}))
     own = {interface.ip for interface in host.own}
@@ -65,6 +91,7 @@ def select(services: Iterable[Service], host: Host, ranges: Sequence[Network]) -
 
     objections: dict[Address, str | None] = {}
     wanted: dict[IPv4Address, dict[tuple[object, int], Mark]] = {}
+    local: dict[IPv4Address, list[ServiceName]] = {}
     refusals = []
     for service in sorted(services, key=_age):
         for address in service.addresses:
@@ -75,6 +102,7 @@ def select(services: Iterable[Service], host: Host, ranges: Sequence[Network]) -
                 refusals.append(Refusal(service.name, address, reason))
             elif isinstance(address, IPv4Address):
                 taken = wanted.setdefault(address, {}) if service.ports else {}
+                counts = False
                 for port in sorted(service.ports, key=_order):
                     mark = _mark(address, port, service.name)
                     first = taken.setdefault((port.protocol, port.port), mark)
@@ -82,10 +110,45 @@ def select(services: Iterable[Service], host: Host, ranges: Sequence[Network]) -
                         refusals.append(
                             Refusal(service.name, address, f"the older Service {first.service} has its port {port}")
                         )
+                    else:
+                        counts = service.local
+                if counts:
+                    local.setdefault(address, []).append(service.name)
+    eligible: dict[IPv4Address, frozenset[str]] = {}
+    if endpoints is not None:
+        for address, sharing in local.items():
+            nodes = [_nodes(endpoints.get(name)) for name in sharing]
+            eligible[address] = frozenset.intersection(*nodes)
+            if not eligible[address]:
+                refusals += _nowhere(address, sharing, nodes)
     return Selection(
         {address: frozenset(marks.values()) for address, marks in wanted.items()},
         frozenset(refusals),
+        eligible,
+        frozenset(local) if endpoints is None else frozenset(),
     )
+
+
+def _nodes(endpoints: Endpoints | None) -> frozenset[str]:
+    """
+    The Nodes on which a Service answers. Endpoints that are on their way out only count while there are no others, as
+    they do for Kubernetes' own proxy.
+    """
+    return frozenset() if endpoints is None else endpoints.ready or endpoints.terminating
+
+
+def _nowhere(
+    address: IPv4Address, sharing: Sequence[ServiceName], nodes: Sequence[frozenset[str]]
+) -> Iterable[Refusal]:
+    """Why no Node may carry an address: because of those Services that are nowhere, or else of all together."""
+    policy = "externalTrafficPolicy is Local, and no node has a ready endpoint"
+    without = [name for name, found in zip(sharing, nodes, strict=True) if not found]
+    if without:
+        return [Refusal(name, address, f"its {policy} of it") for name in without]
+    names = sorted(sharing)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    shared = f"{', '.join(map(str, names[:MOST_NAMED]))}{more}"
+    return [Refusal(names[0], address, f"the {policy} of each of its Services {shared}")]
 
 
 def _age(service: Service) -> tuple[bool, str, str, str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any
 
 from attrs import frozen
 
+from .kubernetes.reading import is_dns_name
+from .kubernetes.services import Sources
 from .network.firewall import CHAIN_SIZE, valid_chain_name
 from .selection import Network
 from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
 STORES = ("etcd2", "memory")
+SOURCES = ("externalIPs", "loadBalancer")
 
 
 class BadSetting(ValueError):
@@ -32,6 +35,8 @@ class Settings:
     @ivar kubeconfig: the path of a kubeconfig file.
     @ivar context: the name of a context in a kubeconfig; C{None} for the current one.
     @ivar agent_id: unique among the agents.
+    @ivar node_name: of the Node that this host is in Kubernetes.
+    @ivar sources: the fields of Services that count.
     @ivar ttl: of a claim, in seconds.
     @ivar driver: whether to touch interface and firewall at all.
     @ivar reconnect_interval: the longest wait between tries, in seconds.
@@ -48,6 +53,8 @@ class Settings:
     etcd_prefix: str
     store: str
     agent_id: str
+    node_name: str
+    sources: Sources
     ttl: int
     fwchain: str
     fwmark: int
@@ -94,6 +101,9 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
                 f"{source('kubeconfig')}: {kubeconfig!r}: there is {source('kube-endpoint')} as well; give one of them"
             )
 
+    agent_id = checked("agent-id", given("agent-id", "") or environment.get("KIWI_ID") or host_name, _agent_id)
+    node_name = given("node-name", "")
+    sources = checked("sources", given("sources", ",".join(SOURCES)), _sources)
     return Settings(
         interface=given("interface", "") or None,
         cidr_ranges=tuple(checked("cidr-range", text, _network) for text in many("cidr-range", "")),
@@ -106,7 +116,13 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
         ),
         etcd_prefix=checked("etcd-prefix", given("etcd-prefix", "/kiwi"), _prefix),
         store=checked("store", given("store", "etcd2"), _one_of(STORES)),
-        agent_id=checked("agent-id", given("agent-id", "") or environment.get("KIWI_ID") or host_name, _agent_id),
+        agent_id=agent_id,
+        node_name=checked("node-name", node_name, _node_name) if node_name else agent_id,
+        sources=Sources(
+            external_ips="externalIPs" in sources,
+            load_balancer="loadBalancer" in sources,
+            load_balancer_class=checked("load-balancer-class", given("load-balancer-class", ""), _class),
+        ),
         ttl=checked("ttl", given("ttl", "10"), _ttl),
         fwchain=checked("fwchain", given("fwchain", "KUBE-PUBLIC"), _chain),
         fwmark=checked("fwmark", given("fwmark", "1"), _mark),
@@ -161,6 +177,30 @@ def _agent_id(text: str) -> str:
         raise ValueError(
             "give at most 253 letters, digits, dots, dashes and underscores; letters or digits at the ends"
         )
+    return text
+
+
+def _node_name(text: str) -> str:
+    if not is_dns_name(text):
+        raise ValueError(
+            "give the name of a Node: at most 253 small letters, digits, dashes and dots; letters or digits at the ends"
+        )
+    return text
+
+
+def _sources(text: str) -> Collection[str]:
+    chosen = [each for each in re.split(r"[\s,]+", text) if each]
+    if not chosen or not set(chosen) <= set(SOURCES):
+        raise ValueError(f"give one of {', '.join(SOURCES)}, or both with a comma between them")
+    return chosen
+
+
+def _class(text: str) -> str:
+    prefix, slash, name = text.rpartition("/")
+    if text and not (
+        re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", name) and (is_dns_name(prefix) or not slash)
+    ):
+        raise ValueError("give a class such as example.com/internal-vip or internal-vip")
     return text
 
 

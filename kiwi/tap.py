@@ -32,8 +32,11 @@ from .claims.memory import MemoryClaims
 from .connections import http_clients
 from .converger import LONGEST_WAIT_FOR_STORE
 from .kubernetes.access import AccessError, find_access
+from .kubernetes.api import KubernetesAPI
+from .kubernetes.client import Objects
 from .kubernetes.processes import run
-from .kubernetes.watch import ServiceWatch
+from .kubernetes.services import PUBLIC, SERVICES
+from .kubernetes.watch import ObjectWatch
 from .logs import LogLevel, logger, threshold
 from .model import AgentRecord
 from .names import NameTaken, take_name
@@ -76,6 +79,19 @@ class Options(usage.Options):
         ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
         ["store", None, None, "Claim store: etcd2, or memory for a single host. [default: etcd2]"],
         ["agent-id", None, None, "Unique among the agents; --id is the same. [default: the host name]"],
+        ["node-name", None, None, "Name of this host's Node in Kubernetes. [default: the agent's id]"],
+        [
+            "sources",
+            None,
+            None,
+            "Where addresses come from: externalIPs, loadBalancer, or both with a comma. [default: both]",
+        ],
+        [
+            "load-balancer-class",
+            None,
+            None,
+            "loadBalancerClass of the Services whose loadBalancer counts. [default: none]",
+        ],
         ["ttl", None, None, "Lifetime of a claim in seconds, 3 or more. [default: 10]"],
         ["fwchain", None, None, "Chain in table mangle. [default: KUBE-PUBLIC]"],
         ["fwmark", None, None, "Mark for traffic to public addresses. [default: 1]"],
@@ -164,6 +180,7 @@ def makeService(options: Options) -> IService:
     to_store = http_clients(reactor, partial(_pool, reactor))
     to_kubernetes = http_clients(reactor, partial(_pool, reactor), access.tls)
     backoff = _backoff(chosen)
+    server = KubernetesAPI(*to_kubernetes, clock, access.endpoint, access.credentials, backoff.uniform)
     log = logger("kiwi")
     log.info(
         "{agent}: Kiwi {version}, on {interface}, for {ranges}, claims in {store}",
@@ -183,7 +200,7 @@ def makeService(options: Options) -> IService:
         _store(chosen, *to_store, clock),
         network,
         backoff,
-        lambda changed: ServiceWatch(*to_kubernetes, clock, access.endpoint, chosen.kube_api, backoff, changed),
+        lambda changed: ObjectWatch(Objects(server, SERVICES), chosen.kube_api, backoff, changed, PUBLIC),
         watch_host,
         watch_neighbours,
         partial(_refused, reactor),
@@ -218,7 +235,8 @@ def _record(chosen: Settings) -> AgentRecord:
     """What this process is. Its place is one boot of one machine, and one network namespace there."""
     with open("/proc/sys/kernel/random/boot_id") as boot_id:
         place = f"{boot_id.read().strip()}/{os.stat('/proc/self/ns/net').st_ino}"
-    return AgentRecord(chosen.agent_id, socket.gethostname(), place, secrets.token_hex(8))
+    node = "" if chosen.node_name == chosen.agent_id else chosen.node_name
+    return AgentRecord(chosen.agent_id, socket.gethostname(), place, secrets.token_hex(8), node=node)
 
 
 def _checked_interface(chosen: Settings) -> str:

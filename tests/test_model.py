@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.model import ip, ipv4
+from kiwi.model import AgentRecord, ServiceName, SliceName, ip, ipv4
 
 
 class AddressTests(SynchronousTestCase):
@@ -41,3 +42,17 @@ class AddressTests(SynchronousTestCase):
         for text in ("", "192.168.1", "192.168.1.256", "::1"):
             self.assertRaises(AddressValueError, ipv4, text)
         self.assertRaises(ValueError, ip, "web")
+
+
+class NameTests(SynchronousTestCase):
+    """What things are called."""
+
+    def test_objects(self) -> None:
+        """Objects are named with their namespace, unless it is the default; those of two kinds are not the same."""
+        self.assertEqual([str(ServiceName(each, "web")) for each in ("default", "shop")], ["web", "shop/web"])
+        self.assertEqual(len({ServiceName("a", "b"), SliceName("a", "b"), ServiceName("a", "b")}), 2)
+
+    def test_node(self) -> None:
+        """An agent's Node has the agent's id for its name, unless it says another one."""
+        record = AgentRecord("a", "host", "place", "only")
+        self.assertEqual([record.node_name, evolve(record, node="node1").node_name], ["a", "node1"])

@@ -9,8 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.model import Address, Host, Link, Mark, Protocol, Service, ServiceName, ServicePort
-from kiwi.selection import Refusal, Selection, select
+from kiwi.model import (
+    Address,
+    Endpoints,
+    EndpointSlice,
+    Host,
+    Link,
+    Mark,
+    Protocol,
+    Service,
+    ServiceName,
+    ServicePort,
+    SliceName,
+)
+from kiwi.selection import Refusal, Selection, gather, select
 
 HTTP = ServicePort(Protocol.TCP, 8080)
 DNS = ServicePort(Protocol.UDP, 53)
@@ -26,6 +38,16 @@ HOST = Host(
 )
 LAN = ip_network("192.168.1.0/24")
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+
+LOCAL = evolve(WEB, local=True)
+OTHER = Service(ServiceName("default", "dns"), frozenset({DNS}), (FIRST,), local=True)
+NOWHERE = "its externalTrafficPolicy is Local, and no node has a ready endpoint of it"
+
+
+def on(ready: str = "", terminating: str = "") -> Endpoints:
+    """Endpoints on these nodes."""
+    return Endpoints(frozenset(ready.split()), frozenset(terminating.split()))
 
 
 def mark(service: Service, port: ServicePort = HTTP, address: IPv4Address = FIRST) -> Mark:
@@ -86,6 +108,143 @@ class WantedTests(SynchronousTestCase):
         """Who wins does not depend on the order in which Services are told."""
         winner = evolve(WEB, name=ServiceName("a", "web"))
         self.assertEqual(select(services, HOST, [LAN]).wanted, {FIRST: frozenset({mark(winner)})})
+
+
+class EligibleTests(SynchronousTestCase):
+    """Who may carry the addresses of Services with C{externalTrafficPolicy: Local}."""
+
+    def select(self, *services: Service, **endpoints: Endpoints) -> Selection:
+        """With the endpoints of Services by their names."""
+        return select(services, HOST, [LAN], {ServiceName("default", each): endpoints[each] for each in endpoints})
+
+    def test_anyone(self) -> None:
+        """Without the policy, endpoints are of no importance."""
+        everywhere = select([WEB], HOST, [LAN])
+        self.assertEqual(self.select(WEB, web=on("node1")), everywhere)
+        self.assertEqual((everywhere.eligible, everywhere.undecided), ({}, frozenset()))
+
+    def test_ready(self) -> None:
+        """The nodes that have a ready endpoint may carry the addresses; those that lose theirs do not count."""
+        self.assertEqual(
+            self.select(LOCAL, web=on("node1 node2", "node3")),
+            Selection({FIRST: frozenset({mark(WEB)})}, eligible={FIRST: frozenset({"node1", "node2"})}),
+        )
+
+    def test_terminating(self) -> None:
+        """When no endpoint is ready, those that still serve count."""
+        selection = self.select(LOCAL, web=on("", "node3"))
+        self.assertEqual((selection.eligible, selection.refusals), ({FIRST: frozenset({"node3"})}, frozenset()))
+
+    def test_nowhere(self) -> None:
+        """Where no node has an endpoint, the address is nobody's, with the reason; and the marks stay."""
+        wanted = Selection(
+            {FIRST: frozenset({mark(WEB)})},
+            frozenset({Refusal(WEB.name, FIRST, NOWHERE)}),
+            {FIRST: frozenset()},
+        )
+        self.assertEqual(self.select(LOCAL, web=on()), wanted)
+        self.assertEqual(self.select(LOCAL, other=on("node1")), wanted)
+
+    def test_unknown(self) -> None:
+        """While it is not known where endpoints are, it is not known who may carry the address, nor is it refused."""
+        cluster = evolve(WEB, name=ServiceName("default", "a"), addresses=(IPv4Address("192.168.1.42"),))
+        selection = select([LOCAL, cluster], HOST, [LAN], None)
+        self.assertEqual(
+            selection,
+            Selection(select([WEB, cluster], HOST, [LAN]).wanted, undecided=frozenset({FIRST})),
+        )
+
+    def test_shared(self) -> None:
+        """Of an address that several Services share, the nodes that have a ready endpoint of each may carry it."""
+        selection = self.select(LOCAL, OTHER, web=on("node1 node2"), dns=on("node2 node3"))
+        self.assertEqual((selection.eligible, selection.refusals), ({FIRST: frozenset({"node2"})}, frozenset()))
+
+    def test_shared_with_others(self) -> None:
+        """Services without the policy restrict nobody who shares an address with them."""
+        selection = self.select(evolve(LOCAL, local=False), OTHER, web=on("node1"), dns=on("node2"))
+        self.assertEqual(selection.eligible, {FIRST: frozenset({"node2"})})
+
+    def test_shared_in_vain(self) -> None:
+        """Where no node has an endpoint of each, all of them are named; else those that have none anywhere."""
+        selection = self.select(LOCAL, OTHER, web=on("node1"), dns=on("node2"))
+        reason = "the externalTrafficPolicy is Local, and no node has a ready endpoint of each of its Services "
+        self.assertEqual(selection.eligible, {FIRST: frozenset()})
+        self.assertEqual(selection.refusals, frozenset({Refusal(OTHER.name, FIRST, f"{reason}dns, web")}))
+        selection = self.select(LOCAL, OTHER, web=on("node1"))
+        self.assertEqual(selection.refusals, frozenset({Refusal(OTHER.name, FIRST, NOWHERE)}))
+        many = [
+            Service(ServiceName("default", f"s{n}"), frozenset({ServicePort(Protocol.TCP, n)}), (FIRST,), local=True)
+            for n in range(1, 10)
+        ]
+        selection = self.select(*many, **{f"s{n}": on(f"node{n}") for n in range(1, 10)})
+        self.assertEqual(
+            selection.refusals, frozenset({Refusal(many[0].name, FIRST, f"{reason}s1, s2, s3, s4, s5 and 4 more")})
+        )
+
+    def test_without_traffic(self) -> None:
+        """A Service that has no port left on an address does not restrict who may carry it."""
+        younger = Service(
+            ServiceName("default", "app"), frozenset({HTTP}), (FIRST,), "2016-01-01T00:00:00Z", local=True
+        )
+        portless = evolve(OTHER, ports=frozenset())
+        selection = self.select(WEB, younger, portless)
+        self.assertEqual(
+            (selection.eligible, selection.undecided, [each.service for each in selection.refusals]),
+            ({}, frozenset(), [younger.name]),
+        )
+        self.assertEqual(select([WEB, younger, portless], HOST, [LAN]).undecided, frozenset())
+
+    def test_with_some_traffic(self) -> None:
+        """A Service restricts who may carry an address once it has a port there, whichever, and however many."""
+        two = evolve(LOCAL, ports=frozenset({HTTP, DNS}), created="2016-01-01T00:00:00Z")
+        for older in ([], [WEB], [evolve(WEB, ports=frozenset({DNS}))]):
+            others = [evolve(each, name=ServiceName("default", "older")) for each in older]
+            self.assertEqual(self.select(two, *others, web=on("node1")).eligible, {FIRST: frozenset({"node1"})}, others)
+
+    def test_address_that_is_refused(self) -> None:
+        """Of an address that nobody may have, nothing else is said."""
+        selection = self.select(evolve(LOCAL, addresses=(SECOND,)))
+        self.assertEqual((selection.eligible, len(selection.refusals)), ({}, 1))
+
+    @given(st.data())
+    def test_intersection(self, data: st.DataObject) -> None:
+        """Whatever the Services and slices are: each local Service must be on a node that carries its addresses."""
+        names = [ServiceName("default", each) for each in "abc"]
+        nodes = st.frozensets(st.sampled_from(["node1", "node2", "node3"]))
+        pool = st.sampled_from([FIRST, IPv4Address("192.168.1.42"), SECOND])
+        services = [
+            Service(
+                name,
+                frozenset({ServicePort(Protocol.TCP, port)}),
+                tuple(data.draw(st.lists(pool, unique=True))),
+                local=data.draw(st.booleans()),
+            )
+            for port, name in enumerate(names, 1)
+        ]
+        slices = [
+            EndpointSlice(SliceName("default", f"s{n}"), name, endpoints)
+            for n, (name, endpoints) in enumerate(
+                data.draw(st.lists(st.tuples(st.sampled_from(names), st.builds(Endpoints, nodes, nodes)), max_size=6))
+            )
+        ]
+
+        def carriers(service: Service) -> set[str]:
+            ready = {node for each in slices if each.service == service.name for node in each.endpoints.ready}
+            late = {node for each in slices if each.service == service.name for node in each.endpoints.terminating}
+            return ready or late
+
+        expected: dict[IPv4Address, set[str]] = {}
+        for service in services:
+            for address in service.addresses:
+                if service.local and isinstance(address, IPv4Address) and address != SECOND:
+                    expected[address] = expected.get(address, {"node1", "node2", "node3"}) & carriers(service)
+        selection = select(services, HOST, [LAN], gather(slices))
+        self.assertEqual(selection.eligible, expected)
+        self.assertEqual(
+            {each.address for each in selection.refusals} - {SECOND},
+            {address for address, found in expected.items() if not found},
+        )
+        self.assertEqual(select(services, HOST, [LAN]).undecided, expected.keys())
 
 
 class RefusedTests(SynchronousTestCase):

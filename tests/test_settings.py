@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from kiwi.kubernetes.services import Sources
 from kiwi.settings import BadSetting, Settings, settings
 
 DEFAULTS = Settings(
@@ -23,6 +24,8 @@ DEFAULTS = Settings(
     etcd_prefix="/kiwi",
     store="etcd2",
     agent_id="node-1",
+    node_name="node-1",
+    sources=Sources(external_ips=True, load_balancer=True, load_balancer_class=""),
     ttl=10,
     fwchain="KUBE-PUBLIC",
     fwmark=1,
@@ -44,6 +47,8 @@ CHOSEN = Settings(
     etcd_prefix="/some/where",
     store="memory",
     agent_id="one",
+    node_name="node-1.example.com",
+    sources=Sources(external_ips=False, load_balancer=True, load_balancer_class="example.com/internal-vip"),
     ttl=3,
     fwchain="PUBLIC",
     fwmark=0x100,
@@ -64,6 +69,9 @@ OPTIONS: dict[str, Any] = {
     "etcd-prefix": "/some/where/",
     "store": "memory",
     "agent-id": "one",
+    "node-name": "node-1.example.com",
+    "sources": "loadBalancer",
+    "load-balancer-class": "example.com/internal-vip",
     "ttl": "3",
     "fwchain": "PUBLIC",
     "fwmark": "0x100",
@@ -96,6 +104,25 @@ class SettingsTests(SynchronousTestCase):
         """An option comes before its variable."""
         self.assertEqual(settings({"ttl": "5"}, {"KIWI_TTL": "7"}, "node-1").ttl, 5)
 
+    def test_node_name(self) -> None:
+        """A host's Node has the agent's id for its name, whatever that looks like."""
+        chosen = settings({"agent-id": "Node_1"}, {}, "node-1")
+        self.assertEqual((chosen.agent_id, chosen.node_name), ("Node_1", "Node_1"))
+
+    def test_sources(self) -> None:
+        """Sources are one or both, in any order; a class has a prefix or none."""
+        both = Sources()
+        for text, expected in (
+            ("externalIPs", evolve(both, load_balancer=False)),
+            ("loadBalancer", evolve(both, external_ips=False)),
+            ("loadBalancer, externalIPs", both),
+            ("externalIPs,externalIPs,", evolve(both, load_balancer=False)),
+        ):
+            self.assertEqual(settings({"sources": text}, {}, "node-1").sources, expected)
+        for text in ("internal-vip", "example.com/Internal_vip.1", "a" * 63):
+            chosen = settings({"load-balancer-class": text}, {}, "node-1")
+            self.assertEqual(chosen.sources, evolve(both, load_balancer_class=text))
+
     def test_mistakes(self) -> None:
         """A mistake is told in one line, with its option, the value, and what to give instead."""
         mistakes = {
@@ -117,6 +144,16 @@ class SettingsTests(SynchronousTestCase):
             ("etcd-prefix", "kiwi"): "give a path such as /kiwi",
             ("etcd-prefix", "/a/../b"): "give a path such as /kiwi",
             ("agent-id", "a b"): "letters, digits",
+            ("node-name", "Node_1"): "give the name of a Node",
+            ("node-name", "a" * 64): "give the name of a Node",
+            ("sources", "externalIP"): "give one of externalIPs, loadBalancer, or both with a comma between them",
+            ("sources", "externalIPs,dns"): "give one of externalIPs, loadBalancer",
+            ("sources", ","): "give one of externalIPs, loadBalancer",
+            ("load-balancer-class", "/vip"): "give a class such as example.com/internal-vip or internal-vip",
+            ("load-balancer-class", "Example.com/vip"): "give a class such as",
+            ("load-balancer-class", "a/b/c"): "give a class such as",
+            ("load-balancer-class", "vip-"): "give a class such as",
+            ("load-balancer-class", "a" * 64): "give a class such as",
             ("fwchain", "X" * 29): "give at most 28",
             ("fwchain", "A B"): "give at most 28",
             ("fwchain", "PREROUTING"): "and no name of iptables' own",

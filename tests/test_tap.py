@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi import __version__
 from kiwi.settings import settings
-from kiwi.tap import Options, makeService
+from kiwi.tap import Options, _record, makeService
 
 
 class OptionsTests(SynchronousTestCase):
@@ -52,17 +52,9 @@ class OptionsTests(SynchronousTestCase):
             self.assertRaises(SystemExit, self.parsed, "--help")
         for name in (
             *("--interface=", "--cidr-range=", "--kube-endpoint=", "--kube-api=", "--etcd-endpoint=", "--etcd-prefix="),
-            *(
-                "--kubeconfig=",
-                "--context=",
-                "--store=",
-                "--agent-id=",
-                "--id=",
-                "--ttl=",
-                "--fwchain=",
-                "--fwmark=",
-                "--no-driver",
-            ),
+            *("--kubeconfig=", "--context="),
+            *("--store=", "--agent-id=", "--id=", "--ttl=", "--fwchain=", "--fwmark=", "--no-driver"),
+            *("--node-name=", "--sources=", "--load-balancer-class="),
             *("--reconnect-interval=", "--verbose", "--debug"),
         ):
             self.assertIn(name, printed.getvalue())
@@ -73,6 +65,14 @@ class OptionsTests(SynchronousTestCase):
         with redirect_stdout(printed):
             exit_ = self.assertRaises(SystemExit, self.parsed, "--version")
         self.assertEqual((exit_.code, printed.getvalue()), (0, f"kiwi {__version__}\n"))
+
+
+class RecordTests(SynchronousTestCase):
+    def test_node(self) -> None:
+        """An agent tells the name of its Node where that is not its id."""
+        for name, node in (("a", ""), ("node-1", "node-1")):
+            record = _record(settings({"agent-id": "a", "node-name": name}, {}, "host"))
+            self.assertEqual((record.id, record.node, record.node_name), ("a", node, name))
 
 
 class PluginTests(SynchronousTestCase):

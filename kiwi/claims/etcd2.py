@@ -7,12 +7,10 @@ C{agents/<id>}, whose value is what that agent tells of itself, as JSON.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from ipaddress import AddressValueError, IPv4Address
-from math import inf
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -26,22 +24,22 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kiwi.backoff import Backoff, BackoffPolicy
-from kiwi.http import HTTPError, Response, hedged, request, stream
+from kiwi.http import HTTPError, Response, request, stream
 from kiwi.logs import logger, printable
 from kiwi.model import AgentRecord, Claims, ipv4
 
+from .asking import BEAT_TIME, CLAIM_TIME, CLAIMS_IN_FLIGHT, Turn, Turns, answer_of, asked_again
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
+from .records import parsed, read_record, write_record
+from .telling import Oddities, Teller
 
-# Note [Time for an answer]
-# With a TTL of T seconds, whatever concerns one claim is answered within T/2, and what a heartbeat asks within 0.3 T:
-# the next one comes T/3 later, and finds nothing of it still under way. While there is another endpoint left to try, an
-# endpoint has T/4 to answer; the last one has all the time that is left. With T = 10, a store that takes 2 s for each
-# answer therefore works, and a dead endpoint costs 2.5 s, once: requests begin where the last one went well.
+# Note [Several endpoints]
+# While there is another endpoint left to try, an endpoint has T/4 to answer; the last one has all the time that is
+# left. With T = 10, a store that takes 2 s for each answer therefore works, and a dead endpoint costs 2.5 s, once:
+# requests begin where the last one went well. (Note [Time for an answer] in L{kiwi.claims.asking}.)
 #
-# Note [Asked again]
-# A reply that is lost on its way must not cost a claim the time of a heartbeat. So a request that is not answered
-# within T/10 is sent again, and once more after that; the first answer counts. What is asked here may be repeated: a
-# renewal and a delete mean the same twice, and for a create see the next note.
+# What is asked here may be repeated (Note [Asked again] there): a renewal and a delete mean the same twice, and for a
+# create see the next note.
 #
 # Note [The create that may have worked]
 # A create that got no answer may have been carried out. Tried again (here at the next endpoint, or by the caller) it
@@ -84,14 +82,10 @@ PRESENT = frozenset({"set", "create", "update", "compareAndSwap"})
 GONE = frozenset({"delete", "compareAndDelete", "expire"})
 ACTIONS = PRESENT | GONE
 
-CLAIM_TIME, BEAT_TIME, TRY_TIME = 1 / 2, 0.3, 1 / 4
-"""Parts of the TTL; see Note [Time for an answer]."""
+TRY_TIME = 1 / 4
+"""A part of the TTL; see Note [Time for an answer] in L{kiwi.claims.asking}, and below."""
 
-ASK_AGAIN, MOST_ASKED = 1 / 10, 3
-"""See Note [Asked again]: a part of the TTL, and how often a request is sent at the most."""
-
-CLAIMS_IN_FLIGHT, RENEWALS_IN_FLIGHT, MOST_IN_FLIGHT = 16, 8, 256
-PATIENCE = 0.02
+RENEWALS_IN_FLIGHT = 8
 
 LOSS = "/lost"
 """The key, below the prefix, that reports a loss. See Note [A store that forgets]."""
@@ -102,13 +96,8 @@ HISTORY = "/store"
 BURST, BURST_TIME, AFTER_BURST = 100, 1.0, 0.1
 """See Note [The stream that falls silent]. The times are in seconds."""
 
-GATHERING = 0.005
-"""Seconds from one telling of what changed to the next one: what changes hands in a burst is told together."""
-
 LIVED = 1.0
 """Seconds that a stream must have lasted to be opened again without a wait."""
-
-MOST_ODDITIES = 256
 
 
 # What etcd says, read without trust.
@@ -166,14 +155,6 @@ class Snapshot:
     oddities: Sequence[Oddity] = ()
 
 
-def _parsed(text: bytes) -> Any:
-    """JSON; or L{ValueError} for whatever is not."""
-    try:
-        return json.loads(text.decode("utf-8"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def _number(raw: Mapping[str, Any], name: str) -> int | None:
     value = raw.get(name)
     return value if type(value) is int and value >= 0 else None
@@ -192,7 +173,7 @@ def _node(raw: object) -> Node | Oddity:
 
 def _refusal(body: bytes) -> Refusal | None:
     try:
-        raw = _parsed(body)
+        raw = parsed(body)
     except ValueError:
         return None
     code = _number(raw, "errorCode") if isinstance(raw, dict) else None
@@ -211,7 +192,7 @@ def read_reply(response: Response) -> Node | Refusal | str:
     """The node that a request changed or read; or why it was refused; or in which way this is no answer."""
     if response.status in (200, 201):
         try:
-            raw = _parsed(response.body)
+            raw = parsed(response.body)
         except ValueError:
             return "an answer that is no JSON"
         node = _node(raw.get("node") if isinstance(raw, dict) else None)
@@ -231,7 +212,7 @@ def read_snapshot(response: Response) -> Snapshot | str:
             return Snapshot(index)
         return _unusable(response)
     try:
-        raw = _parsed(response.body)
+        raw = parsed(response.body)
     except ValueError:
         return "a snapshot that is no JSON"
     root = raw.get("node") if isinstance(raw, dict) else None
@@ -266,7 +247,7 @@ def stream_index(response: Response) -> int | None:
 
 def read_event(line: bytes) -> Event | Oddity:
     """A line of the stream; raises L{ValueError} if it is no JSON."""
-    raw = _parsed(line)
+    raw = parsed(line)
     if not isinstance(raw, dict):
         return Oddity("an event of another form", "it is no JSON object")
     node, action = _node(raw.get("node")), raw.get("action")
@@ -275,28 +256,6 @@ def read_event(line: bytes) -> Event | Oddity:
     if isinstance(action, str) and action in ACTIONS:
         return Event(node, action in GONE)
     return Oddity(f"action {printable(action)}", f"it is not known; it came for {printable(node.key)}")
-
-
-def write_record(record: AgentRecord) -> str:
-    """The value that tells of an agent. Equal records are equal texts."""
-    told: dict[str, object] = {"host": record.host, "place": record.place, "instance": record.instance}
-    if record.leaving:
-        told["leaving"] = True
-    return json.dumps(told, separators=(",", ":"))
-
-
-def read_record(agent_id: str, text: str) -> AgentRecord | None:
-    """What a value tells of an agent, or C{None}."""
-    try:
-        raw = _parsed(text.encode("utf-8"))
-    except ValueError:
-        return None
-    if not isinstance(raw, dict):
-        return None
-    host, place, instance = (raw.get(name) for name in ("host", "place", "instance"))
-    if not (isinstance(host, str) and isinstance(place, str) and isinstance(instance, str)):
-        return None
-    return AgentRecord(agent_id, host, place, instance, raw.get("leaving") is True)
 
 
 @define(eq=False)
@@ -419,79 +378,6 @@ class Mirror:
 # Asking.
 
 
-@define(eq=False)
-class _Turn:
-    """The right to have a request in flight, until it is done."""
-
-    _turns: _Turns
-    _patience: IDelayedCall = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._patience = self._turns.clock.callLater(PATIENCE, self._slow)
-
-    def _slow(self) -> None:
-        self._turns._quick -= 1
-        self._turns._hand_out()
-
-    def done(self) -> None:
-        if self._patience.active():
-            self._patience.cancel()
-            self._turns._quick -= 1
-        self._turns._flying -= 1
-        self._turns._hand_out()
-
-
-@define(eq=False)
-class _Turns:
-    """
-    Bounds the requests in flight.
-
-    While the store is quick, there are at most C{limit}: more would not be answered sooner, and others would wait for
-    them. A request that has been in flight for L{PATIENCE} seconds no longer counts, so that a slow store is not asked
-    in sequence; up to L{MOST_IN_FLIGHT} in all.
-
-    @ivar urgent: other requests, which go first: while any of them is in flight and the store is quick, these go one by
-        one.
-    """
-
-    clock: IReactorTime
-    limit: int
-    urgent: _Turns | None = None
-    _quick: int = field(default=0, init=False)
-    _flying: int = field(default=0, init=False)
-    _waiting: deque[Deferred[_Turn]] = field(factory=deque, init=False)
-    _busy: bool = field(default=False, init=False)
-
-    def turn(self, seconds: float) -> Deferred[_Turn]:
-        """The next turn, in the order of asking. It fails with L{HTTPError} if none comes within so many seconds."""
-
-        def too_late(result: object, seconds: float) -> Any:
-            raise HTTPError(f"no request was sent: after {seconds:.1f} s the store had not answered those before it")
-
-        waiting: Deferred[_Turn] = Deferred()
-        self._waiting.append(waiting)
-        self._hand_out()
-        return waiting if waiting.called else waiting.addTimeout(seconds, self.clock, too_late)
-
-    def _hand_out(self) -> None:
-        # A request can end within the call that starts it, and must then not start the next one inside of it.
-        if self._busy:
-            return
-        self._busy = True
-        try:
-            while self._waiting and self._quick < self._limit_now() and self._flying < MOST_IN_FLIGHT:
-                waiting = self._waiting.popleft()
-                if not waiting.called:
-                    self._quick += 1
-                    self._flying += 1
-                    waiting.callback(_Turn(self))
-        finally:
-            self._busy = False
-
-    def _limit_now(self) -> int:
-        return 1 if self.urgent is not None and self.urgent._quick else self.limit
-
-
 @implementer(IClaimStore)
 @define(eq=False)
 class Etcd2ClaimStore:
@@ -519,8 +405,8 @@ class Etcd2ClaimStore:
     _watches: list[_Watch] = field(factory=list, init=False)
     _first: int = field(default=0, init=False)
     _indexes: dict[IPv4Address, int] = field(factory=dict, init=False)
-    _claiming: _Turns = field(init=False)
-    _renewing: _Turns = field(init=False)
+    _claiming: Turns = field(init=False)
+    _renewing: Turns = field(init=False)
     _bases: Sequence[tuple[str, str]] = field(init=False)
     _create: str = field(init=False)
     _refresh: str = field(init=False)
@@ -530,8 +416,8 @@ class Etcd2ClaimStore:
 
     def __attrs_post_init__(self) -> None:
         self.prefix = self.prefix.rstrip("/")
-        self._claiming = _Turns(self.clock, CLAIMS_IN_FLIGHT)
-        self._renewing = _Turns(self.clock, RENEWALS_IN_FLIGHT, self._claiming)
+        self._claiming = Turns(self.clock, CLAIMS_IN_FLIGHT)
+        self._renewing = Turns(self.clock, RENEWALS_IN_FLIGHT, self._claiming)
         self._bases = [(printable(url), f"{url.rstrip('/')}/v2/keys{quote(self.prefix)}") for url in self.endpoints]
         # All arguments go into the URL: a request without a body leaves at once, in one piece.
         self._own = f"prevValue={quote(self.agent_id, safe='')}"
@@ -568,7 +454,7 @@ class Etcd2ClaimStore:
         flying: list[Deferred[None]] = []
         too_late = Unavailable("")
 
-        async def renew_one(address: IPv4Address, turn: _Turn) -> None:
+        async def renew_one(address: IPv4Address, turn: Turn) -> None:
             try:
                 answers[address] = await self._answer(self._renew(address, deadline))
             finally:
@@ -686,18 +572,7 @@ class Etcd2ClaimStore:
         return self.clock.seconds() + self.ttl * part
 
     def _answer(self, work: Coroutine[Any, Any, T]) -> Deferred[T | Unavailable]:
-        """What comes of C{work}, which is an L{Unavailable} where it fails."""
-
-        def failed(failure: Failure) -> Unavailable:
-            if failure.check(HTTPError):
-                return Unavailable(str(failure.value))
-            if failure.check(CancelledError) or not failure.check(Exception):
-                failure.raiseException()
-            self.log.failure("a request to the claim store could not be made", failure)
-            return Unavailable(printable(failure.getErrorMessage()))
-
-        answer: Deferred[T | Unavailable] = Deferred.fromCoroutine(work)
-        return answer.addErrback(failed)
+        return answer_of(work, self.log)
 
     async def _ask(
         self, method: str, path: str, deadline: float, refusals: Collection[int]
@@ -733,7 +608,6 @@ class Etcd2ClaimStore:
         raise HTTPError("; ".join(reasons) or "no time was left to ask the store")
 
     def _send(self, method: str, url: str, timeout: float) -> Deferred[Response]:
-        """See Note [Asked again]."""
         ends = self.clock.seconds() + timeout
 
         def send() -> Deferred[Response]:
@@ -741,7 +615,7 @@ class Etcd2ClaimStore:
                 self.http, self.clock, method, url, timeout=max(0.0, ends - self.clock.seconds()), limit=2**20
             )
 
-        return hedged(self.clock, send, self.ttl * ASK_AGAIN, MOST_ASKED)
+        return asked_again(self.clock, self.ttl, send)
 
     def _in_order(self) -> Iterator[tuple[int, bool]]:
         """The endpoints (as their places), the best one first, and whether there are others after it."""
@@ -769,15 +643,17 @@ class _Watch(Service):
     _changed: Callable[[Claims], None]
     _following: Deferred[None] | None = field(default=None, init=False)
     _mirror: Mirror | None = field(default=None, init=False)
-    _told: Claims | None = field(default=None, init=False)
-    _due: IDelayedCall | None = field(default=None, init=False)
-    _told_at: float = field(default=-inf, init=False)
+    _teller: Teller = field(init=False)
+    _oddities: Oddities = field(init=False)
     _lost: bool = field(default=False, init=False)
     _losses: int = field(default=0, init=False)
     _writing: list[Deferred[Any]] = field(factory=list, init=False)
-    _odd: set[str] = field(factory=set, init=False)
 
     log = logger("kiwi.claims")
+
+    def __attrs_post_init__(self) -> None:
+        self._teller = Teller(self.store.clock, self._changed, self._known, self.log)
+        self._oddities = Oddities(self.log)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -793,9 +669,7 @@ class _Watch(Service):
             self._following = None
         for writing in self._writing.copy():
             writing.cancel()
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+        self._teller.stop()
 
     async def _follow(self) -> None:
         backoff = Backoff(self.store.backoff)
@@ -846,7 +720,7 @@ class _Watch(Service):
             self._write(self.store.begin_history())
         self._lost, self._mirror = False, mirror
         self.store.mirror = mirror
-        if self._told != self._known(mirror):
+        if self._teller.told != self._known():
             self.heard()
 
     def forgotten(self) -> None:
@@ -868,35 +742,17 @@ class _Watch(Service):
         writing.addErrback(_cancelled)
         writing.addCallback(lambda _: self._writing.remove(writing))
 
-    def _known(self, mirror: Mirror) -> Claims:
-        return Claims(dict(mirror.holders), dict(mirror.agents), self._losses, mirror.lost)
+    def _known(self) -> Claims:
+        assert self._mirror is not None
+        return Claims(dict(self._mirror.holders), dict(self._mirror.agents), self._losses, self._mirror.lost)
 
     def heard(self) -> None:
         """Tell how things stand, once all that came together has been heard."""
-        if self._due is None:
-            wait = max(0.0, self._told_at + GATHERING - self.store.clock.seconds())
-            self._due = self.store.clock.callLater(wait, self._tell)
-
-    def _tell(self) -> None:
-        self._due, self._told_at = None, self.store.clock.seconds()
-        if self._mirror is not None:
-            self._told = self._known(self._mirror)
-            try:
-                self._changed(self._told)
-            except Exception:  # noqa: BLE001 one mistake there must not keep it from hearing of the next change
-                self.log.failure("the change of a claim could not be acted on")
+        self._teller.soon()
 
     def odd(self, oddity: Oddity) -> None:
-        """Say once what is passed over; and not without end, whatever may be in the store."""
-        if oddity.subject in self._odd or len(self._odd) > MOST_ODDITIES:
-            return
-        self._odd.add(oddity.subject)
-        if len(self._odd) > MOST_ODDITIES:
-            self.log.warn("passing over more in the claim store than can be listed here")
-        else:
-            self.log.warn(
-                "passing over {subject} in the claim store: {why}", subject=printable(oddity.subject), why=oddity.why
-            )
+        """Say once what is passed over."""
+        self._oddities.note(oddity.subject, oddity.why)
 
 
 @define(eq=False)

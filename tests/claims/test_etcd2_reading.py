@@ -13,7 +13,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
 from kiwi.claims.etcd2 import (
-    GATHERING,
     Event,
     Mirror,
     Node,
@@ -21,11 +20,11 @@ from kiwi.claims.etcd2 import (
     Refusal,
     Snapshot,
     read_event,
-    read_record,
     read_reply,
     read_snapshot,
-    write_record,
 )
+from kiwi.claims.records import read_record, write_record
+from kiwi.claims.telling import GATHERING
 from kiwi.http import Response
 from kiwi.model import AgentRecord, Claims
 
@@ -205,11 +204,19 @@ class ReadingTests(SynchronousTestCase):
             ],
         )
 
-    @given(st.text(), st.text(), st.text())
-    def test_record(self, host: str, place: str, instance: str) -> None:
+    @given(st.text(), st.text(), st.text(), st.booleans(), st.text(), st.booleans())
+    def test_record(self, host: str, place: str, instance: str, leaving: bool, node: str, standby: bool) -> None:
         """A record is read as it was written."""
-        record = AgentRecord("a", host, place, instance)
+        record = AgentRecord("a", host, place, instance, leaving, node, standby)
         self.assertEqual(read_record("a", write_record(record)), record)
+
+    def test_older_record(self) -> None:
+        """What agents did not tell of themselves in an earlier version, or do not tell rightly, is as it mostly is."""
+        plain = AgentRecord("a", "host", "place", "only")
+        text = '{"host":"host","place":"place","instance":"only"}'
+        self.assertEqual((write_record(plain), read_record("a", text)), (text, plain))
+        wrong = '{"host":"host","place":"place","instance":"only","leaving":1,"node":["b"],"standby":"yes"}'
+        self.assertEqual(read_record("a", wrong), plain)
 
 
 class MirrorTests(SynchronousTestCase):

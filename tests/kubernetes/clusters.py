@@ -19,7 +19,11 @@ from twisted.web.server import Site
 from zope.interface import provider
 
 from kiwi.backoff import BackoffPolicy
-from kiwi.kubernetes.watch import ServiceWatch
+from kiwi.kubernetes.api import KubernetesAPI
+from kiwi.kubernetes.client import Objects
+from kiwi.kubernetes.credentials import NoCredentials
+from kiwi.kubernetes.services import PUBLIC, SERVICES
+from kiwi.kubernetes.watch import ObjectWatch
 from kiwi.model import Service, ServiceName
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 
@@ -35,7 +39,7 @@ def latest(low: float, high: float) -> float:
 class Following:
     """A watch that has been started, and what it told."""
 
-    watch: ServiceWatch
+    watch: ObjectWatch[ServiceName, Service]
     told: list[Services] = field(factory=list)
 
     @property
@@ -74,7 +78,8 @@ def _follow(
     http: HTTPClient, stream_http: HTTPClient, clock: IReactorTime, endpoint: str, api: str, policy: BackoffPolicy
 ) -> Following:
     told: list[Services] = []
-    watch = ServiceWatch(http, stream_http, clock, endpoint, api, policy, told.append)
+    server = KubernetesAPI(http, stream_http, clock, endpoint.rstrip("/"), NoCredentials(), policy.uniform)
+    watch = ObjectWatch(Objects(server, SERVICES), api, policy, told.append, PUBLIC)
     watch.startService()
     return Following(watch, told)
 

@@ -20,7 +20,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent
 
-from kiwi.kubernetes.decoding import VERSIONS, Listed, decode_list
+from kiwi.kubernetes.decoding import Listed, decode_list
+from kiwi.kubernetes.services import SERVICES, VERSIONS
 from kiwi.model import Protocol, Service, ServicePort
 from tests.fakes.kubernetes import Folder, KubernetesResource, KubernetesState, encode, service
 
@@ -37,10 +38,10 @@ def example_services() -> dict[str, Service]:
     for version in VERSIONS:
         body = cast(Any, StubTreq(KubernetesResource(state))).get(f"http://kubernetes/api/{version}/services")
         response = SynchronousTestCase().successResultOf(body)
-        listed = decode_list(version, SynchronousTestCase().successResultOf(treq.content(response)))
+        listed = decode_list(SERVICES, version, SynchronousTestCase().successResultOf(treq.content(response)))
         assert isinstance(listed, Listed)
         assert not any(item.problems for item in listed.items)
-        found.append({str(item.name): item.service for item in listed.items if item.service is not None})
+        found.append({str(item.name): item.value for item in listed.items if item.value is not None})
     first, *others = found
     assert all(other == first for other in others)
     return first
@@ -115,7 +116,7 @@ class WritingTests(SynchronousTestCase):
 
     def test_absent(self) -> None:
         """What is not there is not found."""
-        self.state.versions = ["v1"]
+        self.state.versions, self.state.groups = ["v1"], ()
         for path in ("/", "/api/v1beta1/services", "/api/v1/pods", "/api/v1/namespaces/default/services/web", "/apis"):
             code, document = self.ask("GET", path)
             self.assertEqual((code, document["kind"], document["reason"]), (404, "Status", "NotFound"))

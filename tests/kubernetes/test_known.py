@@ -16,38 +16,39 @@ WEB, DNS = ServiceName("default", "web"), ServiceName("default", "dns")
 
 def decoded(name: ServiceName, *addresses: str, problems: tuple[str, ...] = ()) -> Decoded:
     ports = frozenset({ServicePort(Protocol.TCP, 80)})
-    return Decoded(Service(name, ports, tuple(map(IPv4Address, addresses))), problems)
+    service = Service(name, ports, tuple(map(IPv4Address, addresses))) if addresses else None
+    return Decoded(name, service, problems)
 
 
 class KnownTests(SynchronousTestCase):
     def test_learn(self) -> None:
         """A Service that asks for addresses is known until it asks for none."""
-        known = Known()
+        known: Known[ServiceName, Service] = Known()
         known.learn(decoded(WEB, "10.0.0.1"))
         known.learn(decoded(WEB, "10.0.0.2"))
         known.learn(decoded(DNS))
-        self.assertEqual(known.services(), {WEB: decoded(WEB, "10.0.0.2").service})
+        self.assertEqual(known.values(), {WEB: decoded(WEB, "10.0.0.2").value})
         known.learn(decoded(WEB))
-        self.assertEqual(known.services(), {})
+        self.assertEqual(known.values(), {})
 
     def test_replace(self) -> None:
         """What is not among all there is, is gone."""
-        known = Known()
+        known: Known[ServiceName, Service] = Known()
         known.learn(decoded(WEB, "10.0.0.1"))
         known.replace([decoded(DNS, "10.0.0.2")])
-        self.assertEqual(known.services(), {DNS: decoded(DNS, "10.0.0.2").service})
+        self.assertEqual(known.values(), {DNS: decoded(DNS, "10.0.0.2").value})
 
     def test_handed_out(self) -> None:
         """What was handed out stays as it was."""
-        known = Known()
+        known: Known[ServiceName, Service] = Known()
         known.learn(decoded(WEB, "10.0.0.1"))
-        services = known.services()
+        services = known.values()
         known.forget(WEB)
-        self.assertEqual(services, {WEB: decoded(WEB, "10.0.0.1").service})
+        self.assertEqual(services, {WEB: decoded(WEB, "10.0.0.1").value})
 
     def test_edition(self) -> None:
         """The edition is another one exactly when the Services are."""
-        known = Known()
+        known: Known[ServiceName, Service] = Known()
         editions = [known.edition]
         for change in (
             lambda: known.learn(decoded(WEB, "10.0.0.1")),
@@ -66,7 +67,7 @@ class KnownTests(SynchronousTestCase):
 
     def test_problems(self) -> None:
         """A problem is told when it is new: again only after it was gone."""
-        known = Known()
+        known: Known[ServiceName, Service] = Known()
         self.assertEqual(known.learn(decoded(WEB, problems=("p", "q"))), [(WEB, "p"), (WEB, "q")])
         self.assertEqual(known.replace([decoded(WEB, problems=("q", "r"))]), [(WEB, "r")])
         self.assertEqual(known.learn(decoded(WEB)), [])
@@ -76,7 +77,7 @@ class KnownTests(SynchronousTestCase):
 
     def test_nameless(self) -> None:
         """Of a Service without a name, nothing is remembered."""
-        known = Known()
+        known: Known[ServiceName, Service] = Known()
         for _ in range(2):
-            self.assertEqual(known.learn(Decoded(None, ("it has no name",))), [(None, "it has no name")])
+            self.assertEqual(known.learn(Decoded(None, None, ("it has no name",))), [(None, "it has no name")])
         self.assertEqual(known.names(), set())

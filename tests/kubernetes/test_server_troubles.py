@@ -9,12 +9,16 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.kubernetes.watch import ServiceWatch
+from kiwi.kubernetes.api import KubernetesAPI
+from kiwi.kubernetes.client import Objects
+from kiwi.kubernetes.credentials import NoCredentials
+from kiwi.kubernetes.services import SERVICES
+from kiwi.kubernetes.watch import ObjectWatch
 from tests.fakes.kubernetes import encode, service
 
-from .clusters import Following, MemoryCluster, captured_log
+from .clusters import Following, MemoryCluster, captured_log, latest
 
-LIST = "GET /api/v1/services"
+LIST = "GET /api/v1/services?limit=500"
 FOLLOWING = "following Services from Kubernetes at http://kubernetes:8080, API {}: {} with public addresses"
 LOST = (
     "cannot follow Kubernetes at http://kubernetes:8080: {}; the Services known so far stay ({} with public addresses)"
@@ -23,11 +27,16 @@ BROKEN = "Connection was closed cleanly: Connection done"
 SPOKEN = "Kiwi speaks v1, v1beta3 and v1beta1"
 
 
-def watch_from(version: int, seconds: int = 330) -> str:
+def watch_from(version: int, seconds: int = 56) -> str:
     """The request for a C{v1} watch."""
     return (
         f"GET /api/v1/services?resourceVersion={version}&watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}"
     )
+
+
+def listing(version: str) -> str:
+    """The request for a list."""
+    return LIST if version == "v1" else f"GET /api/{version}/services"
 
 
 class Case(SynchronousTestCase):
@@ -124,7 +133,7 @@ class ResumingTests(Case):
     def test_the_servers_own_end(self) -> None:
         """The server ends a watch when its time is over, which is no loss."""
         following = self.followed(0)
-        self.cluster.wait(331)
+        self.cluster.wait(57)
         self.assertEqual(self.requests(), [watch_from(2)])
         self.assertEqual((self.heard(), following.told), ([], []))
 
@@ -179,8 +188,8 @@ class ResumingTests(Case):
     def test_from_time_to_time(self) -> None:
         """A watch that ends long after the last list is followed by a list."""
         self.followed()
-        self.cluster.wait(6 * 330, step=1)
-        self.assertEqual(self.requests(), [*[watch_from(2), LIST, watch_from(2)] * 3])
+        self.cluster.wait(20 * 56, step=1)
+        self.assertEqual(self.requests(), [*[watch_from(2)] * 10, LIST, *[watch_from(2)] * 10])
 
     def test_server_error(self) -> None:
         """After an error in the watch, everything is listed."""
@@ -401,7 +410,7 @@ class SilenceTests(Case):
         for watcher in self.state.watchers:
             assert watcher.ending is not None
             watcher.ending.cancel()
-        self.cluster.wait(340)
+        self.cluster.wait(64)
         self.assertEqual(self.requests(), [])
         self.state.hanging = False
         self.cluster.wait(20)
@@ -443,7 +452,7 @@ class DetectionTests(Case):
         ):
             cluster = MemoryCluster(self, versions=offered)
             following = cluster.follow("auto")
-            self.assertEqual(list(cluster.state.requests)[:2], ["GET /api", f"GET /api/{chosen}/services"])
+            self.assertEqual(list(cluster.state.requests)[:2], ["GET /api", listing(chosen)])
             self.assertEqual(following.told, [{}])
 
     def test_by_trying(self) -> None:
@@ -454,9 +463,7 @@ class DetectionTests(Case):
                 following = cluster.follow("auto")
                 tried = ["v1", "v1beta3", "v1beta1"]
                 requests = [f"GET /api/{each}/services?limit=1" for each in tried[: tried.index(chosen) + 1]]
-                self.assertEqual(
-                    list(cluster.state.requests)[:-1], ["GET /api", *requests, f"GET /api/{chosen}/services"]
-                )
+                self.assertEqual(list(cluster.state.requests)[:-1], ["GET /api", *requests, listing(chosen)])
                 self.assertEqual(following.told, [{}])
 
     def test_no_hasty_step_back(self) -> None:
@@ -545,15 +552,14 @@ class RefusalTests(Case):
 
     def test_forbidden(self) -> None:
         """What was refused, and on what, is told once."""
-        for code, reason in ((401, "Unauthorized"), (403, "Forbidden")):
+        for code, refused in (
+            (401, "it does not accept the credentials shown for: list services (status 401: 'Unauthorized: {}')"),
+            (403, "it does not let this agent list services (status 403: 'Forbidden: {}')"),
+        ):
             self.state.fail(code)
             following = self.follow()
             self.cluster.wait(60)
-            because = f"'{reason}: /api/v1/services is refused'"
-            self.assertEqual(
-                self.heard(),
-                [LOST.format(f"it does not let this agent list services (status {code}: {because})", 0)],
-            )
+            self.assertEqual(self.heard(), [LOST.format(refused.format("/api/v1/services is refused"), 0)])
             following.watch.stopService()
 
     def test_forbidden_to_watch(self) -> None:
@@ -673,7 +679,7 @@ class LogTests(Case):
         self.cluster.turn()
         self.assertEqual(
             self.heard(),
-            ["a Service from Kubernetes is left aside: its name 'web\"\\n-A INPUT -j ACCEPT' is not a DNS name"],
+            ["one Service from Kubernetes is left aside: its name 'web\"\\n-A INPUT -j ACCEPT' is not a DNS name"],
         )
 
 
@@ -830,7 +836,8 @@ class StoppingTests(Case):
 
     def test_never_started(self) -> None:
         """Without having begun."""
-        watch = ServiceWatch(None, None, Clock(), "http://k", "v1", self.cluster.policy, [].append)  # type: ignore[arg-type]
+        server = KubernetesAPI(None, None, Clock(), "http://k", NoCredentials(), latest)  # type: ignore[arg-type]
+        watch = ObjectWatch(Objects(server, SERVICES), "v1", self.cluster.policy, lambda services: None)
         watch.stopService()
 
     def test_a_mistake(self) -> None:

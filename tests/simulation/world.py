@@ -21,7 +21,11 @@ from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
 from kiwi.claims.interface import IClaimStore
 from kiwi.converger import Converger
-from kiwi.kubernetes.watch import ServiceWatch
+from kiwi.kubernetes.api import KubernetesAPI
+from kiwi.kubernetes.client import Objects
+from kiwi.kubernetes.credentials import NoCredentials
+from kiwi.kubernetes.services import SERVICES
+from kiwi.kubernetes.watch import ObjectWatch
 from kiwi.model import AgentRecord
 from kiwi.network.intents import Network as HostNetwork
 from kiwi.network.interface import IAddresses
@@ -145,6 +149,14 @@ class SimulatedHost:
             world.ttl,
             backoff,
         )
+        server = KubernetesAPI(
+            pooled,  # type: ignore[arg-type]
+            unpooled,  # type: ignore[arg-type]
+            clock,
+            f"http://{KUBERNETES}",
+            NoCredentials(),
+            uniform,
+        )
         for_addresses, for_firewall, for_probes = self.threads
         network = HostNetwork(
             world.mutation.addresses(Addresses(self.kernel)),
@@ -174,15 +186,7 @@ class SimulatedHost:
             world.mutation.store(store, clock),
             network,
             backoff,
-            lambda changed: ServiceWatch(
-                pooled,  # type: ignore[arg-type]
-                unpooled,  # type: ignore[arg-type]
-                clock,
-                f"http://{KUBERNETES}",
-                "v1",
-                backoff,
-                changed,
-            ),
+            lambda changed: ObjectWatch(Objects(server, SERVICES), "v1", backoff, changed),
             watch_host,
             watch_neighbours,
             self._refused,

@@ -1,0 +1,240 @@
+"""An agent's own Lease, on which all its claims rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from kiwi.http import HTTPError
+from kiwi.logs import logger
+from kiwi.model import AgentRecord
+
+from .asking import BEAT_TIME, CLAIM_TIME, answer_of
+from .interface import Granted, Lost, Released, Taken, Unavailable
+from .lease_objects import AgentLease, Identity, Lease, Strange, agent_lease_name, number, time_text, write_agent
+from .lease_requests import Conflict, Deleted, Gone, LeaseRequests
+
+MOST_TRIES = 4
+"""How often something is tried that others have changed in between."""
+
+Answer = Granted | Taken | Lost | Unavailable
+
+
+@frozen
+class Own:
+    """
+    This agent's session. See Note [Sessions] in L{kiwi.claims.leases}.
+
+    @ivar lease: as it was confirmed last.
+    @ivar sent: when that was sent, in seconds on this agent's monotonic clock.
+    """
+
+    lease: AgentLease
+    sent: float
+
+    @property
+    def uid(self) -> str:
+        return self.lease.identity.uid
+
+
+@define(eq=False)
+class _Beat:
+    """One confirmation of the session, for all who ask for it before it is sent."""
+
+    record: AgentRecord | None = None
+    replacing: AgentRecord | None = None
+    waiting: list[Deferred[Any]] = field(factory=list)
+
+    def join(self) -> Deferred[Any]:
+        joined: Deferred[Any] = Deferred()
+        self.waiting.append(joined)
+        return joined
+
+    def end(self, answer: Answer) -> None:
+        for joined in self.waiting:
+            if not joined.called:
+                joined.callback(answer)
+
+
+@define(eq=False)
+class OwnSession:
+    """
+    Keeps the Lease of one agent.
+
+    Whatever is asked for in one turn of the reactor is one request; and there is one at a time, since each one compares
+    what the one before has made.
+
+    @ivar ttl: seconds.
+    @ivar wall: the time of day, in seconds since the epoch. It is told to people, and makes each change a change.
+    @ivar known: the highest resource version that was heard of.
+    @ivar forgotten: called when an answer has a lower one. See Note [A store that forgets] in L{kiwi.claims.leases}.
+    @ivar own: the session, if there is one.
+    @ivar former: the uids of those before.
+    """
+
+    requests: LeaseRequests
+    clock: IReactorTime
+    agent_id: str
+    ttl: int
+    wall: Callable[[], float]
+    known: Callable[[], int]
+    forgotten: Callable[[], None]
+    own: Own | None = field(default=None, init=False)
+    former: set[str] = field(factory=set, init=False)
+    _next: _Beat | None = field(default=None, init=False)
+    _due: IDelayedCall | None = field(default=None, init=False)
+    _busy: bool = field(default=False, init=False)
+    _stamped: float = field(default=0.0, init=False)
+
+    log = logger("kiwi.claims")
+
+    @property
+    def name(self) -> str:
+        """Of the Lease."""
+        return agent_lease_name(self.agent_id)
+
+    def register(self, record: AgentRecord, replacing: AgentRecord | None) -> Deferred[Any]:
+        """Confirm the session, or begin one, and have its Lease tell this."""
+        beat = self._beat()
+        beat.record, beat.replacing = record, replacing
+        return beat.join()
+
+    def confirm(self) -> Deferred[Answer]:
+        """Confirm the session, if there is one: L{Granted}, L{Lost} or L{Unavailable}."""
+        return self._beat().join()
+
+    def deregister(self, record: AgentRecord) -> Deferred[Released | Unavailable]:
+        """Delete the Lease, if it still tells this. That ends the session."""
+        return answer_of(self._deregister(record), self.log)
+
+    def end(self, uid: str) -> None:
+        """The Lease with this uid is gone."""
+        if self.own is not None and self.own.uid == uid:
+            self._lose()
+
+    def stamp(self) -> str:
+        """The time of day, which is never the same twice."""
+        self._stamped = max(self._stamped + 1e-6, self.wall())
+        return time_text(self._stamped)
+
+    def _lose(self) -> None:
+        if self.own is not None:
+            self.former.add(self.own.uid)
+            self.own = None
+
+    # Confirming.
+
+    def _beat(self) -> _Beat:
+        """The confirmation that is sent next."""
+        if self._next is None:
+            self._next = _Beat()
+            self._soon()
+        return self._next
+
+    def _soon(self) -> None:
+        if self._next is not None and self._due is None and not self._busy:
+            self._due = self.clock.callLater(0, self._send)
+
+    def _send(self) -> None:
+        beat, self._next, self._due = self._next, None, None
+        assert beat is not None
+        self._busy = True
+
+        def done(answer: Answer | Failure) -> None:
+            self._busy = False
+            self._soon()
+            if isinstance(answer, Failure):
+                answer.trap(CancelledError)
+                answer = Unavailable("the request was cancelled")
+            beat.end(answer)
+
+        answer_of(self._write(beat), self.log).addBoth(done)
+
+    async def _write(self, beat: _Beat) -> Answer:
+        deadline = self.clock.seconds() + self.ttl * BEAT_TIME
+        for _ in range(MOST_TRIES):
+            answer = await (self._change(beat, self.own, deadline) if self.own else self._begin(beat, deadline))
+            if answer is not None:
+                return answer
+        raise HTTPError(f"{self.requests.api.endpoint}: somebody else changes the Lease {self.name} all the time")
+
+    async def _change(self, beat: _Beat, own: Own, deadline: float) -> Answer | None:
+        """Write the session's Lease anew; C{None} to try again."""
+        record = beat.record or own.lease.record
+        assert record is not None
+        answer = await self._put(record, own.lease.identity, deadline)
+        if answer is not None:
+            return answer
+        there = await self.requests.get(self.name, deadline)
+        if isinstance(there, AgentLease) and there.identity.uid == own.uid and _is_of(there, record):
+            # An earlier request of this process, of which nothing was heard, or a store that forgot the last ones.
+            self.own = evolve(own, lease=evolve(there, record=own.lease.record))
+            return None
+        self._lose()
+        return None if beat.record is not None else Lost()
+
+    async def _begin(self, beat: _Beat, deadline: float) -> Answer | None:
+        """Begin a session, or go on with that of an earlier life; C{None} to try again."""
+        record = beat.record
+        if record is None:
+            return Lost()
+        there = await self.requests.get(self.name, deadline)
+        if isinstance(there, Gone):
+            return await self._put(record, None, deadline)
+        if isinstance(there, AgentLease) and there.record is not None and there.record in (record, beat.replacing):
+            return await self._put(record, there.identity, deadline)
+        if isinstance(there, Strange):
+            # Nobody else may have a Lease of this name, and no agent can keep this one up.
+            await self.requests.delete(self.name, there.identity, deadline)
+            return None
+        return Taken("")
+
+    async def _put(self, record: AgentRecord, over: Identity | None, deadline: float) -> Answer | None:
+        """Write the Lease, over one of its states or as a new one; C{None} where it is in another state."""
+        known, stamp = self.known(), self.stamp()
+        said: Lease | Conflict | Gone
+        document = write_agent(self.requests.namespace, record, self.ttl, stamp, over)
+        if over is None:
+            sent, said = await self.requests.create(self.name, document, deadline)
+        else:
+            sent, said = await self.requests.replace(self.name, document, deadline)
+        if isinstance(said, Conflict | Gone):
+            # It may be this very request that made the state it is in now: of the second sending of it.
+            said = await self.requests.get(self.name, deadline)
+            if not (isinstance(said, AgentLease) and said.renewed == stamp and said.record == record):
+                return None
+        return self._confirmed(said, record, sent, known)
+
+    def _confirmed(self, said: Lease, record: AgentRecord, sent: float, known: int) -> Answer:
+        if not isinstance(said, AgentLease) or said.record != record:
+            raise HTTPError(f"{self.requests.api.endpoint}: an answer that is not about the Lease {self.name}")
+        if (number(said.identity.version) or known + 1) <= known:
+            self.forgotten()
+            return Unavailable(f"{self.requests.api.endpoint}: it has lost its data")
+        self.own = Own(said, sent)
+        return Granted(sent)
+
+    # The end.
+
+    async def _deregister(self, record: AgentRecord) -> Released:
+        deadline = self.clock.seconds() + self.ttl * CLAIM_TIME
+        there: Lease | Gone = self.own.lease if self.own else await self.requests.get(self.name, deadline)
+        for _ in range(MOST_TRIES):
+            if not (isinstance(there, AgentLease) and there.record == record):
+                return Released()
+            gone = await self.requests.delete(self.name, there.identity, deadline)
+            if isinstance(gone, Deleted | Gone):
+                self._lose()
+                return Released()
+            there = await self.requests.get(self.name, deadline)
+        raise HTTPError(f"{self.requests.api.endpoint}: somebody else changes the Lease {self.name} all the time")
+
+
+def _is_of(lease: AgentLease, record: AgentRecord) -> bool:
+    """Whether no other process has put its record into a Lease. Who spoils what is there takes nothing over."""
+    return lease.record is None or lease.record.instance == record.instance

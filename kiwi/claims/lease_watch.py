@@ -1,0 +1,323 @@
+"""Following the Leases of a namespace, and deleting those that have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from kiwi.backoff import Backoff
+from kiwi.kubernetes.api import Broken, Trouble
+from kiwi.kubernetes.client import Ended, NoList, Objects
+from kiwi.kubernetes.decoding import Bookmark, Changed, Listed, Nonsense
+from kiwi.kubernetes.decoding import Deleted as DeletedEvent
+from kiwi.logs import logger, printable
+from kiwi.model import Claims
+
+from .asking import CLAIM_TIME, answer_of
+from .interface import Unavailable
+from .lease_mirror import LeaseMirror
+from .lease_objects import (
+    HISTORY,
+    LOSS,
+    VERSION,
+    AgentLease,
+    Lease,
+    LossLease,
+    Strange,
+    number,
+    write_history,
+    write_loss,
+)
+from .lease_requests import LEASES, Conflict, Gone
+from .telling import Oddities, Teller
+
+if TYPE_CHECKING:
+    from .leases import LeaseClaimStore
+
+GRACE = 2.0
+"""Seconds. See Note [Out of sight] in L{kiwi.claims.leases}."""
+
+LONG_GAP = 1.0
+"""Seconds out of sight that count as such. A watch that ends is followed by another one sooner."""
+
+AGAIN = 0.5
+"""Seconds until it is tried again to delete a Lease that has ended."""
+
+LIVED = 1.0
+"""Seconds that a watch must have lasted to be opened again without a wait."""
+
+Event = Changed[str, Lease] | DeletedEvent[str] | Bookmark | Nonsense
+
+
+@define(eq=False)
+class LeaseWatch(Service):
+    """Lists, then watches, for ever; and tells what that means for the claims."""
+
+    store: LeaseClaimStore
+    _changed: Callable[[Claims], None]
+    _mirror: LeaseMirror = field(init=False)
+    _objects: Objects[str, Lease] = field(init=False)
+    _following: Deferred[None] | None = field(default=None, init=False)
+    _watching: Deferred[Any] | None = field(default=None, init=False)
+    _since: str | None = field(default=None, init=False)
+    _complete: bool = field(default=False, init=False)
+    _out_of_sight_since: float = field(default=-inf, init=False)
+    _in_sight_since: float = field(default=inf, init=False)
+    _heard_at: float = field(default=-inf, init=False)
+    _opened_at: float = field(default=inf, init=False)
+    _edition: int = field(default=-1, init=False)
+    _lost: bool = field(default=False, init=False)
+    _losses: int = field(default=0, init=False)
+    _teller: Teller = field(init=False)
+    _oddities: Oddities = field(init=False)
+    _ending: dict[str, Deferred[Any]] = field(factory=dict, init=False)
+    _writing: list[Deferred[Any]] = field(factory=list, init=False)
+    _look: IDelayedCall | None = field(default=None, init=False)
+
+    log = logger("kiwi.claims")
+
+    def __attrs_post_init__(self) -> None:
+        store = self.store
+        self._mirror = LeaseMirror(store.ttl)
+        self._objects = Objects(store.api, LEASES, store.namespace)
+        self._teller = Teller(store.api.clock, self._changed, self._known, self.log)
+        self._oddities = Oddities(self.log)
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self.store.watches.append(self)
+        self._following = Deferred.fromCoroutine(self._follow())
+        self._following.addErrback(_cancelled)
+
+    def stopService(self) -> None:
+        super().stopService()  # type: ignore[no-untyped-call]
+        self.store.watches.remove(self)
+        if self.store.mirror is self._mirror:
+            self.store.mirror = None
+        self._complete, self._since, self._out_of_sight_since = False, None, -inf
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+        for asking in [*self._ending.values(), *self._writing]:
+            asking.cancel()
+        self._teller.stop()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _now(self) -> float:
+        return self.store.api.clock.seconds()
+
+    # Following.
+
+    async def _follow(self) -> None:
+        backoff = Backoff(self.store.backoff)
+        while True:
+            self._opened_at = inf
+            try:
+                await self._follow_once()
+            except CancelledError:
+                if not self.running:
+                    raise
+                self._since = None
+            except Trouble as trouble:
+                self._since = self._since if isinstance(trouble, Broken) else None
+                self._failed(str(trouble))
+            except Exception as error:  # noqa: BLE001 whatever it was, the next watch may do better
+                self.log.failure("the watch of the claim store failed")
+                self._since = None
+                self._failed(printable(error))
+            self._out_of_sight_since = self._heard_at
+            lived = self._now() - self._opened_at >= LIVED
+            if lived:
+                backoff.succeeded()
+            await deferLater(self.store.api.clock, 0 if lived else backoff.failed())
+
+    async def _follow_once(self) -> None:
+        if self._since is None:
+            listed = await self._objects.list(VERSION)
+            assert not isinstance(listed, NoList)
+            self._restore(listed)
+            self._since = listed.resource_version
+        # What happens there all the time are the heartbeats of this agent itself.
+        self._watching = Deferred.fromCoroutine(
+            self._objects.watch(VERSION, self._since, self._opened, self._happened, idle=self.store.ttl)
+        )
+        try:
+            end = await self._watching
+        except Broken:
+            self._heard_at = self._now()
+            raise
+        if isinstance(end, Ended):
+            self._heard_at = self._now()
+        else:
+            self._since = None
+
+    def _opened(self) -> None:
+        self._opened_at = self._now()
+        self._in_sight()
+        self._catch_up()
+
+    def _in_sight(self) -> None:
+        now = self._heard_at = self._now()
+        if now - self._out_of_sight_since > LONG_GAP:
+            self._in_sight_since = now
+        if self._lost or not self._complete:
+            self.log.info(
+                "following the claims at {endpoint}, in namespace {namespace}; now there are {claims} claims and "
+                "{agents} agents",
+                endpoint=printable(self.store.api.endpoint),
+                namespace=self.store.namespace,
+                claims=len(self._mirror.claims),
+                agents=sum(isinstance(s.lease, AgentLease) and not s.gone for s in self._mirror.sessions.values()),
+            )
+        self._lost, self._complete = False, True
+        self.store.mirror = self._mirror
+
+    def _failed(self, why: str) -> None:
+        if not self._lost:
+            self._lost = True
+            text = (
+                "lost sight of the claims at {endpoint}: {why}; going on with the last known ones"
+                if self._complete
+                else "the claims at {endpoint} cannot be followed: {why}; trying again and again"
+            )
+            self.log.warn(text, endpoint=printable(self.store.api.endpoint), why=why)
+
+    def _restore(self, listed: Listed[str, Lease]) -> None:
+        """There is a new truth."""
+        mirror, before = self._mirror, (self._mirror.latest, self._mirror.history)
+        leases = [decoded.value for decoded in listed.items if decoded.value is not None]
+        mirror.restore(leases, listed.resource_version, self._now())
+        for lease in leases:
+            self._note(lease)
+        latest, history = before
+        if (number(listed.resource_version) or latest) < latest or (history and mirror.history != history):
+            self._note_loss()
+        if mirror.history is None:
+            self._write(HISTORY, write_history(self.store.namespace, self.store.session.stamp()))
+
+    def _happened(self, event: Event) -> None:
+        self._heard_at = self._now()
+        if isinstance(event, Nonsense):
+            self._oddities.note("an event of another form", event.problem)
+            return
+        if isinstance(event, Changed) and event.decoded.value is not None:
+            self._note(event.decoded.value)
+            self._mirror.put(event.decoded.value, self._now())
+        elif isinstance(event, DeletedEvent):
+            self._mirror.remove(event.name)
+        if event.resource_version:
+            self._since = event.resource_version
+            self._mirror.latest = max(self._mirror.latest, number(event.resource_version) or 0)
+        self._catch_up()
+
+    def _note(self, lease: Lease) -> None:
+        if isinstance(lease, Strange):
+            self._oddities.note(f"the Lease {lease.name}", lease.why)
+        elif isinstance(lease, AgentLease) and lease.record is None:
+            self._oddities.note(f"the Lease {lease.name}", "what the agent tells of itself makes no sense")
+
+    # What follows from it.
+
+    def _known(self) -> Claims:
+        return self._mirror.known(self._now(), self.store.session.former, self._losses)
+
+    def _catch_up(self) -> None:
+        """Something is known, or some time has passed."""
+        if not (self.running and self._complete):
+            return
+        session, now = self.store.session, self._now()
+        own = None if session.own is None else self._mirror.sessions.get(session.own.uid)
+        if session.own is not None and own is not None and own.gone:
+            session.end(session.own.uid)
+        if self._edition != self._mirror.edition:
+            self._edition = self._mirror.edition
+            self._teller.soon()
+        look = self._mirror.next_end(now)
+        may_end = self._in_sight_since + GRACE
+        for lease in self._mirror.ended(now):
+            uid = lease.identity.uid
+            if uid in self._ending or (session.own is not None and uid == session.own.uid):
+                continue
+            if self._lost or now < may_end:
+                look = min(look, max(may_end, now + AGAIN))
+            else:
+                self._ending[uid] = answer_of(self._end(lease), self.log).addBoth(self._ended, uid)
+        if look < inf:
+            self._sleep(max(0.0, look - now))
+
+    def _sleep(self, seconds: float) -> None:
+        if self._look is None:
+            self._look = self.store.api.clock.callLater(seconds, self._wake)
+        elif self._now() + seconds < self._look.getTime():
+            self._look.reset(seconds)
+
+    def _wake(self) -> None:
+        self._look = None
+        if self._complete and self._teller.told != self._known():
+            self._teller.soon()
+        self._catch_up()
+
+    async def _end(self, lease: AgentLease | LossLease) -> None:
+        """Delete a Lease that has ended, unless it has changed. See Note [Sessions] in L{kiwi.claims.leases}."""
+        requests, deadline = self.store.requests, self._now() + self.store.ttl * CLAIM_TIME
+        there = await requests.get(lease.name, deadline)
+        if isinstance(there, AgentLease | LossLease) and there.identity == lease.identity:
+            done = await requests.delete(lease.name, lease.identity, deadline)
+            if isinstance(done, Conflict):
+                return
+            if isinstance(lease, AgentLease):
+                self.log.info("{agent}: has not been heard of for its TTL; its claims are free", agent=lease.agent_id)
+        if not isinstance(there, Gone) and there.name == lease.name and there != lease:
+            self._mirror.put(there, self._now())
+        elif self._mirror.names.get(lease.name) == lease.identity.uid:
+            self._mirror.remove(lease.name)
+
+    def _ended(self, answer: object, uid: str) -> None:
+        del self._ending[uid]
+        if isinstance(answer, Failure):
+            answer.trap(CancelledError)
+        elif isinstance(answer, Unavailable):
+            if self.running:
+                self._sleep(AGAIN)
+        else:
+            self._catch_up()
+
+    # A store that forgets.
+
+    def forgotten(self) -> None:
+        """An answer shows that the store has lost its data, which the watch has not told yet."""
+        self._mirror.latest, self._mirror.history = 0, None
+        self._note_loss()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _note_loss(self) -> None:
+        """See Note [A store that forgets] in L{kiwi.claims.leases}."""
+        store = self.store
+        self._losses += 1
+        self._mirror.edition += 1
+        self.log.error("the claim store at {endpoint} has lost its data", endpoint=printable(store.api.endpoint))
+        self._write(LOSS, write_loss(store.namespace, store.agent_id, store.ttl, store.session.stamp()))
+        self._catch_up()
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        """Make this Lease, unless it is there, or the watch ends first. If it fails, the next list leads here again."""
+        deadline = self._now() + self.store.ttl * CLAIM_TIME
+        writing: Deferred[Any] = answer_of(self.store.requests.create(name, document, deadline), self.log)
+        self._writing.append(writing)
+        writing.addErrback(_cancelled)
+        writing.addCallback(lambda _: self._writing.remove(writing))
+
+
+def _cancelled(failure: Failure) -> None:
+    failure.trap(CancelledError)

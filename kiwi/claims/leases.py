@@ -1,0 +1,237 @@
+"""
+Claims in Kubernetes, as Leases in one namespace: no other store is needed.
+
+What the Leases look like is in L{kiwi.claims.lease_objects}. C{kubectl get leases} tells who carries what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from ipaddress import IPv4Address
+
+from attrs import define, field
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from kiwi.backoff import BackoffPolicy
+from kiwi.http import HTTPError
+from kiwi.kubernetes.api import KubernetesAPI
+from kiwi.logs import logger
+from kiwi.model import AgentRecord, Claims
+
+from .asking import CLAIM_TIME, CLAIMS_IN_FLIGHT, Turns, answer_of
+from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
+from .lease_mirror import LeaseMirror
+from .lease_objects import ClaimLease, Lease, number, write_claim
+from .lease_requests import Conflict, Deleted, Gone, LeaseRequests
+from .lease_session import MOST_TRIES, OwnSession
+from .lease_watch import LeaseWatch
+
+# Note [Sessions]
+# The API server changes one object at a time, and compares its resource version. So a claim does not last by itself: it
+# names a session, which is the Lease of the agent that has it, by its uid; and it is as good as that one. The agent
+# writes its Lease anew three times in a TTL, comparing uid and version: that is one request for all its claims.
+#
+# A claim must never be taken from an agent that goes on confirming its session. So when a session has ended (Note
+# [Whose clock]), its Lease is deleted first, comparing uid and version: either that is done or the agent's next
+# confirmation, and the other one of the two is refused. A uid is never the same again, and what names it is worth
+# nothing from then on: anybody may replace it, comparing versions, and one of them wins.
+#
+# An agent that is started anew within the TTL, in the same place, goes on with the Lease of its earlier life, which
+# keeps its uid, and with it all claims.
+#
+# Note [Whose clock]
+# Time is not compared between machines. Each agent looks on its own monotonic clock how long it has not heard of a
+# change of a Lease: it hears of it after it was made, which is after the agent that made it has sent it, from when that
+# one counts itself. Both clocks may run 1% wrong, so 1% is added to the TTL here, and the agent takes 1% off (Note
+# [Deadlines] in L{kiwi.planning}). That holds also for a Lease that somebody has deleted: its agent may not know yet.
+# Only for what was its own session an agent waits for nobody.
+#
+# Note [Out of sight]
+# Who has not seen the server for a while has not heard of changes either. When a server that was away comes back, all
+# sessions may have ended, and all agents are alive: each gets L{GRACE} from when the server can be seen, to confirm its
+# session before the others delete it; then all claims are as before. For a server that only was slow there is the look
+# that each deletion begins with.
+#
+# Note [Asked again]
+# A reply that is lost on its way must not cost a session. A request that is not answered within T/10 is sent again, and
+# once more after that; the first answer counts. All of them compare versions, so that only one can have an effect, and
+# the others are refused; so whatever is refused is read, and then is what was to be or not.
+#
+# Note [A store that forgets]
+# A server that comes back without its data, or with that of an earlier time, knows other claims than those that agents
+# carry for up to a TTL. So what it knows has a name: the uid of a Lease that the first agent makes; if that is another
+# one, the data is not what it was. Nor is it if resource versions go back. A loss is told, as in
+# L{kiwi.claims.etcd2}; for agents that have just been started, those that see it report it in a Lease, too.
+
+
+@implementer(IClaimStore)
+@define(eq=False)
+class LeaseClaimStore:
+    """
+    Claims of one agent as Leases. See the notes at the beginning of this module.
+
+    @ivar ttl: of the agent's session, in seconds.
+    @ivar backoff: the waits of a watch that cannot reach the server.
+    @ivar wall: the time of day, in seconds since the epoch, for people.
+    @ivar mirror: what a watch has heard of.
+    """
+
+    api: KubernetesAPI
+    namespace: str
+    agent_id: str
+    ttl: int
+    backoff: BackoffPolicy
+    wall: Callable[[], float]
+    mirror: LeaseMirror | None = field(default=None, init=False)
+    requests: LeaseRequests = field(init=False)
+    session: OwnSession = field(init=False)
+    watches: list[LeaseWatch] = field(factory=list, init=False)
+    _granted: dict[IPv4Address, ClaimLease] = field(factory=dict, init=False)
+    _turns: Turns = field(init=False)
+
+    log = logger("kiwi.claims")
+
+    def __attrs_post_init__(self) -> None:
+        clock = self.api.clock
+        self.requests = LeaseRequests(self.api, self.namespace, self.ttl)
+        self.session = OwnSession(
+            self.requests, clock, self.agent_id, self.ttl, self.wall, self._latest, self._has_forgotten
+        )
+        self._turns = Turns(clock, CLAIMS_IN_FLIGHT)
+
+    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+        return answer_of(self._acquire(address), self.log)
+
+    async def _acquire(self, address: IPv4Address) -> Granted | Taken | Unavailable:
+        deadline = self._deadline()
+        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
+        try:
+            own = self.session.own
+            if own is None:
+                return Unavailable("this agent has no Lease of its own, on which a claim could rest")
+            known = self._known(address)
+            over = known if known is not None and self._is_free(known) else None
+            if known is not None and over is None:
+                return Taken(self._holder(known))
+            for _ in range(MOST_TRIES):
+                answer = await self._claim(address, own.uid, over, deadline)
+                if answer is not None:
+                    return answer
+                there = await self.requests.get(str(address), deadline)
+                over = there if isinstance(there, ClaimLease) and self._is_free(there) else None
+                if not isinstance(there, Gone) and over is None:
+                    return Taken(self._holder(there) if isinstance(there, ClaimLease) else "")
+            return Taken("")
+        finally:
+            turn.done()
+
+    async def _claim(
+        self, address: IPv4Address, session: str, over: ClaimLease | None, deadline: float
+    ) -> Granted | Unavailable | None:
+        """Make a claim that rests on a session; C{None} where there is another one than was thought."""
+        known, name = self._latest(), str(address)
+        said: Lease | Conflict | Gone
+        document = write_claim(self.namespace, address, self.agent_id, session, self.session.stamp(), over)
+        if over is None:
+            _, said = await self.requests.create(name, document, deadline)
+        else:
+            _, said = await self.requests.replace(name, document, deadline)
+        if isinstance(said, Conflict | Gone):
+            return None
+        if not isinstance(said, ClaimLease) or said.session != session:
+            raise HTTPError(f"{self.api.endpoint}: an answer that is not about the claim to {address}")
+        if (number(said.identity.version) or known + 1) <= known:
+            self._has_forgotten()
+            return Unavailable(f"{self.api.endpoint}: it has lost its data")
+        own = self.session.own
+        if own is None or own.uid != session:
+            return Unavailable("this agent's own Lease, on which the claim rests, has gone meanwhile")
+        self._granted[address] = said
+        return Granted(own.sent)
+
+    def renew(
+        self, addresses: AbstractSet[IPv4Address]
+    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+        return Deferred.fromCoroutine(self._renew(addresses))
+
+    async def _renew(self, addresses: AbstractSet[IPv4Address]) -> Mapping[IPv4Address, Granted | Lost | Unavailable]:
+        if not addresses:
+            return {}
+        answer = await self.session.confirm()
+        if not isinstance(answer, Granted):
+            other = answer if isinstance(answer, Unavailable) else Lost()
+            return dict.fromkeys(addresses, other)
+        return {address: await answer_of(self._confirmed(address, answer), self.log) for address in addresses}
+
+    async def _confirmed(self, address: IPv4Address, answer: Granted) -> Granted | Lost:
+        """What the confirmation of the session means for one claim."""
+        own, claim = self.session.own, self._known(address)
+        if claim is None and self.mirror is None:
+            there = await self.requests.get(str(address), self._deadline())
+            claim = there if isinstance(there, ClaimLease) else None
+        return answer if own is not None and claim is not None and claim.session == own.uid else Lost()
+
+    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+        return answer_of(self._release(address), self.log)
+
+    async def _release(self, address: IPv4Address) -> Released:
+        deadline, name = self._deadline(), str(address)
+        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
+        try:
+            claim: Lease | Gone = self._known(address) or await self.requests.get(name, deadline)
+            for _ in range(MOST_TRIES):
+                if not isinstance(claim, ClaimLease) or claim.holder != self.agent_id:
+                    break
+                done = await self.requests.delete(name, claim.identity, deadline)
+                if isinstance(done, Deleted | Gone):
+                    break
+                claim = await self.requests.get(name, deadline)
+            else:
+                raise HTTPError(f"{self.api.endpoint}: somebody else changes the Lease {name} all the time")
+            self._granted.pop(address, None)
+            return Released()
+        finally:
+            turn.done()
+
+    def register(
+        self, record: AgentRecord, replacing: AgentRecord | None = None
+    ) -> Deferred[Granted | Taken | Unavailable]:
+        return self.session.register(record, replacing)
+
+    def deregister(self, record: AgentRecord) -> Deferred[Released | Unavailable]:
+        return self.session.deregister(record)
+
+    def watch(self, changed: Callable[[Claims], None]) -> IService:
+        return LeaseWatch(self, changed)
+
+    def _known(self, address: IPv4Address) -> ClaimLease | None:
+        """The claim to an address, as far as this agent knows: from the watch, or from an answer after that."""
+        granted, mirror = self._granted.get(address), self.mirror
+        if mirror is None:
+            return granted
+        version = 0 if granted is None else number(granted.identity.version)
+        if granted is not None and (version is None or version > mirror.latest):
+            return granted
+        return mirror.claims.get(address)
+
+    def _is_free(self, claim: ClaimLease) -> bool:
+        """Whether a claim rests on nothing any more. See Note [Sessions]."""
+        mirror, session = self.mirror, self.session
+        return mirror is not None and mirror.is_over(claim.session, self.api.clock.seconds(), session.former)
+
+    def _holder(self, claim: ClaimLease) -> str:
+        return claim.holder if self.mirror is None else self.mirror.holder(claim)
+
+    def _latest(self) -> int:
+        return 0 if self.mirror is None else self.mirror.latest
+
+    def _has_forgotten(self) -> None:
+        """An answer shows that the store has lost its data, which the watch has not told yet."""
+        for watch in self.watches:
+            watch.forgotten()
+
+    def _deadline(self) -> float:
+        return self.api.clock.seconds() + self.ttl * CLAIM_TIME
