@@ -117,10 +117,11 @@ class _Conversation(Protocol):
         shown = next((line.partition(": ")[2] for line in lines if line.lower().startswith("authorization:")), None)
         transport: Any = self.transport
         peer = transport.getPeerCertificate()
-        self.server.seen.append(peer.get_subject().CN if peer else None)
-        body = json.dumps({"certificate": peer.get_subject().CN if peer else None, "authorization": shown}).encode()
-        body += b"\n"
-        transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        certificate = peer.get_subject().CN if peer else None
+        self.server.seen.append(certificate)
+        body = json.dumps({"certificate": certificate, "authorization": shown}).encode() + b"\n"
+        status = b"401 Unauthorized" if certificate in self.server.refused else b"200 OK"
+        transport.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.closed = True
@@ -133,12 +134,14 @@ class SecureServer(Factory):
 
     @ivar server_names: the names that clients have asked for in their handshakes.
     @ivar seen: whose certificate came with each request.
+    @ivar refused: those whose requests are answered with 401.
     """
 
     def __init__(self) -> None:
         self.conversations: list[_Conversation] = []
         self.server_names: list[bytes | None] = []
         self.seen: list[str | None] = []
+        self.refused: set[str] = set()
         self.context: SSL.Context | None = None
 
     def show(self, *chain: Issued, clients: Issued | None = None) -> None:
