@@ -51,6 +51,9 @@ LONG_GAP = 1.0
 AGAIN = 0.5
 """Seconds until it is tried again to delete a Lease that has ended."""
 
+OPEN_TIME = 1 / 4
+"""A part of the TTL, for a list and for opening a watch."""
+
 LIVED = 1.0
 """Seconds that a watch must have lasted to be opened again without a wait."""
 
@@ -87,7 +90,7 @@ class LeaseWatch(Service):
     def __attrs_post_init__(self) -> None:
         store = self.store
         self._mirror = LeaseMirror(store.ttl)
-        self._objects = Objects(store.api, LEASES, store.namespace)
+        self._objects = Objects(store.api, LEASES, store.namespace, timeout=store.ttl * OPEN_TIME)
         self._teller = Teller(store.api.clock, self._changed, self._known, self.log)
         self._oddities = Oddities(self.log)
 
