@@ -283,7 +283,10 @@ class KubernetesState:
     # How it behaves.
 
     def compact(self) -> None:
-        """Forget what happened until now: to watch from an earlier version is to be told that it has expired."""
+        """
+        Forget what happened until now: to watch from an earlier version is to be told that it has expired. A real
+        server must also be restarted before its watches do that.
+        """
         for collection in self._collections.values():
             collection.forget(self.resource_version)
 
