@@ -622,10 +622,12 @@ def make_kubernetes_api_tests(make: Callable[[TestCase], Server]) -> type[TestCa
         # Watching.
 
         async def test_watch(self) -> None:
-            """A watch tells every change after its resource version, each with its own."""
+            """A watch tells every change of its kind after its resource version, each with its own."""
             first = await self.create("a")
             second = await self.update(first, "two")
             watch = await self.watch(f"&resourceVersion={first.version}")
+            services = f"/api/v1/namespaces/{self.server.namespace}/services"
+            await self.ask("POST", services, {"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}})
             await self.create("b")
             await self.delete("a")
             events = [("MODIFIED", "a", "two"), ("ADDED", "b", "one"), ("DELETED", "a", "two")]
@@ -847,7 +849,10 @@ def make_kubernetes_api_tests(make: Callable[[TestCase], Server]) -> type[TestCa
             )
 
         async def test_endpoint_slice(self) -> None:
-            """An EndpointSlice is created by POST only, and changed without a resource version, too."""
+            """
+            An EndpointSlice is created by POST only, and changed without a resource version, too. (1.20 drops
+            C{nodeName}, C{serving} and C{terminating}, which are behind feature gates there.)
+            """
             group = await self.ask("GET", "/apis/discovery.k8s.io")
             version = group.body["preferredVersion"]["version"]
             path = f"/apis/discovery.k8s.io/{version}/namespaces/{self.server.namespace}/endpointslices"

@@ -273,9 +273,10 @@ class EndpointSliceTests(Case):
         self.assertEqual(await self.shown("v1", endpoint), {"v1": [endpoint], "v1beta1": [older]})
 
     async def test_older(self) -> None:
-        """A host name of C{v1beta1} without a node name is a deprecated topology in C{v1}."""
-        endpoint = {"addresses": ["10.1.1.1"], "topology": {"kubernetes.io/hostname": "n"}}
-        newer = {"addresses": ["10.1.1.1"], "deprecatedTopology": {"kubernetes.io/hostname": "n"}}
+        """A host name of C{v1beta1} without a node name is a deprecated topology in C{v1}; a zone is a zone."""
+        topology = {"kubernetes.io/hostname": "n", "topology.kubernetes.io/zone": "z"}
+        endpoint = {"addresses": ["10.1.1.1"], "topology": topology}
+        newer = {"addresses": ["10.1.1.1"], "zone": "z", "deprecatedTopology": {"kubernetes.io/hostname": "n"}}
         self.assertEqual(await self.shown("v1beta1", endpoint), {"v1": [newer], "v1beta1": [endpoint]})
 
     async def test_between(self) -> None:
