@@ -78,6 +78,7 @@ class Objects(Generic[N, T]):
     @ivar namespace: of the objects; empty for all namespaces.
     @ivar selector: which of them, as parameters of the API: C{fieldSelector} and C{labelSelector}.
     @ivar timeout: seconds for a part of a list, and for opening a watch.
+    @ivar lasting: the least and the most seconds that a watch is asked to last.
     """
 
     api: KubernetesAPI
@@ -85,6 +86,7 @@ class Objects(Generic[N, T]):
     namespace: str = ""
     selector: Mapping[str, str] = field(factory=dict)
     timeout: float = REQUEST_TIMEOUT
+    lasting: tuple[float, float] = LONGEST_WATCH
 
     async def detect(self) -> str:
         """The newest version that the server offers and Kiwi speaks: by its own word, or else by trying each."""
@@ -213,7 +215,7 @@ class Objects(Generic[N, T]):
         params = {**self.selector, "resourceVersion": since} if since else dict(self.selector)
         if not self._is_paged(version):
             return f"/api/{version}/watch/{self.kind.plural}", params, SILENCE
-        seconds = int(self.api.uniform(*LONGEST_WATCH))
+        seconds = int(self.api.uniform(*self.lasting))
         params |= {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         return self._path(version), params, seconds + LENIENCE
 
