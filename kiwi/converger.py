@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from .backoff import BackoffPolicy
 from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
-from .model import Assignment, Claims, Hold, Host, Mark, Service, ServiceName
+from .model import AgentRecord, Assignment, Claims, Hold, Host, Mark, Service, ServiceName
 from .network.interface import Assigned, NetworkError, Unassigned
 from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
@@ -612,10 +612,18 @@ class Converger(TwistedService):
         elif step.record.leaving:
             # Somebody else has the id by now, or the record is gone: there is nothing to say any more.
             self._registered = False
-        elif self._admitted is not None:
+        elif self._admitted is not None and not self._is_earlier_life(step.replacing):
             self._refuse("another agent has taken its id while its record in the claim store had ended")
         else:
             self._rests[RECORD] = self.clock.seconds() + REST_OF_TAKEN
+
+    def _is_earlier_life(self, replaced: AgentRecord | None) -> bool:
+        """
+        Whether it may be an earlier life of this agent that has its id in the store, which knows no better: where the
+        watch tells of one that was not yet to be replaced, or of nothing yet.
+        """
+        there = self._claims.agents.get(self.terms.id) if self._claims else None
+        return there is None or (there.place == self.terms.record.place and there != replaced)
 
     def _watch_for_twin(self, now: float) -> None:
         """See Note [One agent of a name] in L{kiwi.planning}."""

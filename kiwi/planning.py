@@ -442,10 +442,12 @@ class _Planner:
                 yield Register(leaving, record)
         elif not see.draining and see.registration_due and see.claims is not None:
             there = see.claims.agents.get(self.terms.id)
+            earlier = there if there is not None and there.instance != record.instance else None
             if see.admitted is not None:
-                yield Register(record)
-            elif not self._is_ahead(see.wary_until) and (there is None or there.place == record.place):
-                yield Register(record, None if there == record else there)
+                # A store that was restored from a backup may know an earlier life of this agent.
+                yield Register(record, earlier if earlier and earlier.place == record.place else None)
+            elif not self._is_ahead(see.wary_until) and (earlier is None or earlier.place == record.place):
+                yield Register(record, earlier)
 
     def _addresses(self) -> Iterable[Step]:
         see = self.see

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from ipaddress import AddressValueError, IPv4Address
 from math import inf
@@ -59,8 +59,13 @@ class LeaseMirror:
     latest: int = field(default=0, init=False)
     edition: int = field(default=0, init=False)
 
-    def restore(self, leases: Iterable[Lease], version: str, now: float) -> None:
-        """These are all the Leases there are."""
+    def restore(self, leases: Sequence[Lease], version: str, now: float) -> bool:
+        """
+        These are all the Leases there are. Whether that shows that the store is not what it was: another one, or an
+        older state of the same.
+        """
+        latest, history = self.latest, self.history
+        has_gone_back = (number(version) or latest) < latest or any(map(self._has_gone_back, leases))
         there = set()
         for lease in leases:
             there.add(lease.name)
@@ -70,6 +75,18 @@ class LeaseMirror:
                 self.remove(name)
         self.latest = number(version) or self.latest
         self._prune(now)
+        return has_gone_back or (history is not None and self.history != history)
+
+    def _has_gone_back(self, lease: Lease) -> bool:
+        """Whether a Lease is in an earlier state than before."""
+        known: Lease | None = None
+        if isinstance(lease, ClaimLease):
+            known = self.claims.get(lease.address)
+        elif lease.identity.uid in self.sessions:
+            known = self.sessions[lease.identity.uid].lease
+        if known is None or known.identity.uid != lease.identity.uid:
+            return False
+        return (number(lease.identity.version) or 0) < (number(known.identity.version) or 0)
 
     def put(self, lease: Lease, now: float) -> None:
         """A Lease is now like this. One that is strange counts as none."""

@@ -209,9 +209,9 @@ def write_claim(
     """
     A claim.
 
-    @param over: the one of a session that has ended, which it replaces.
+    @param over: the one that it replaces.
     """
-    transitions = 0 if over is None else over.transitions + 1
+    transitions = 0 if over is None else over.transitions + (over.holder != holder)
     spec = {"holderIdentity": holder, "acquireTime": now, "leaseTransitions": transitions}
     return _document(namespace, str(address), spec, {SESSION: session}, over.identity if over else None)
 

@@ -51,6 +51,12 @@ LONG_GAP = 1.0
 AGAIN = 0.5
 """Seconds until it is tried again to delete a Lease that has ended."""
 
+LONGEST_WATCH = (270.0, 330.0)
+"""Seconds. What is silent for long is no watch, for agents are heard of all the time."""
+
+OPEN_TIME = 1 / 4
+"""A part of the TTL, for a list and for opening a watch."""
+
 LIVED = 1.0
 """Seconds that a watch must have lasted to be opened again without a wait."""
 
@@ -67,7 +73,6 @@ class LeaseWatch(Service):
     _objects: Objects[str, Lease] = field(init=False)
     _following: Deferred[None] | None = field(default=None, init=False)
     _watching: Deferred[Any] | None = field(default=None, init=False)
-    _since: str | None = field(default=None, init=False)
     _complete: bool = field(default=False, init=False)
     _out_of_sight_since: float = field(default=-inf, init=False)
     _in_sight_since: float = field(default=inf, init=False)
@@ -87,7 +92,9 @@ class LeaseWatch(Service):
     def __attrs_post_init__(self) -> None:
         store = self.store
         self._mirror = LeaseMirror(store.ttl)
-        self._objects = Objects(store.api, LEASES, store.namespace)
+        self._objects = Objects(
+            store.api, LEASES, store.namespace, timeout=store.ttl * OPEN_TIME, lasting=LONGEST_WATCH
+        )
         self._teller = Teller(store.api.clock, self._changed, self._known, self.log)
         self._oddities = Oddities(self.log)
 
@@ -102,7 +109,7 @@ class LeaseWatch(Service):
         self.store.watches.remove(self)
         if self.store.mirror is self._mirror:
             self.store.mirror = None
-        self._complete, self._since, self._out_of_sight_since = False, None, -inf
+        self._complete, self._out_of_sight_since = False, -inf
         if self._following is not None:
             self._following.cancel()
             self._following = None
@@ -127,13 +134,10 @@ class LeaseWatch(Service):
             except CancelledError:
                 if not self.running:
                     raise
-                self._since = None
             except Trouble as trouble:
-                self._since = self._since if isinstance(trouble, Broken) else None
                 self._failed(str(trouble))
             except Exception as error:  # noqa: BLE001 whatever it was, the next watch may do better
                 self.log.failure("the watch of the claim store failed")
-                self._since = None
                 self._failed(printable(error))
             self._out_of_sight_since = self._heard_at
             lived = self._now() - self._opened_at >= LIVED
@@ -142,24 +146,20 @@ class LeaseWatch(Service):
             await deferLater(self.store.api.clock, 0 if lived else backoff.failed())
 
     async def _follow_once(self) -> None:
-        if self._since is None:
-            listed = await self._objects.list(VERSION)
-            assert not isinstance(listed, NoList)
-            self._restore(listed)
-            self._since = listed.resource_version
-        # What happens there all the time are the heartbeats of this agent itself.
+        # A watch from where the last one ended would say nothing about a server that has come back with an older state:
+        # nor do servers say that a version is still to come.
+        listed = await self._objects.list(VERSION)
+        assert not isinstance(listed, NoList)
+        self._restore(listed)
         self._watching = Deferred.fromCoroutine(
-            self._objects.watch(VERSION, self._since, self._opened, self._happened, idle=self.store.ttl)
+            self._objects.watch(VERSION, listed.resource_version, self._opened, self._happened, idle=self.store.ttl)
         )
         try:
-            end = await self._watching
+            if isinstance(await self._watching, Ended):
+                self._heard_at = self._now()
         except Broken:
             self._heard_at = self._now()
             raise
-        if isinstance(end, Ended):
-            self._heard_at = self._now()
-        else:
-            self._since = None
 
     def _opened(self) -> None:
         self._opened_at = self._now()
@@ -194,15 +194,13 @@ class LeaseWatch(Service):
 
     def _restore(self, listed: Listed[str, Lease]) -> None:
         """There is a new truth."""
-        mirror, before = self._mirror, (self._mirror.latest, self._mirror.history)
         leases = [decoded.value for decoded in listed.items if decoded.value is not None]
-        mirror.restore(leases, listed.resource_version, self._now())
+        is_another_past = self._mirror.restore(leases, listed.resource_version, self._now())
         for lease in leases:
             self._note(lease)
-        latest, history = before
-        if (number(listed.resource_version) or latest) < latest or (history and mirror.history != history):
+        if is_another_past:
             self._note_loss()
-        if mirror.history is None:
+        if self._mirror.history is None:
             self._write(HISTORY, write_history(self.store.namespace, self.store.session.stamp()))
 
     def _happened(self, event: Event) -> None:
@@ -216,7 +214,6 @@ class LeaseWatch(Service):
         elif isinstance(event, DeletedEvent):
             self._mirror.remove(event.name)
         if event.resource_version:
-            self._since = event.resource_version
             self._mirror.latest = max(self._mirror.latest, number(event.resource_version) or 0)
         self._catch_up()
 

@@ -60,6 +60,11 @@ from .lease_watch import LeaseWatch
 # once more after that; the first answer counts. All of them compare versions, so that only one can have an effect, and
 # the others are refused; so whatever is refused is read, and then is what was to be or not.
 #
+# Note [The late delete]
+# A request that got no answer may be carried out later: after this agent has decided otherwise, or has been started
+# anew. A late change or deletion of a claim compares its version. So a claim that this process has not written itself,
+# or has tried to give back since, is written again before it is taken for held: then it has another version.
+#
 # Note [A store that forgets]
 # A server that comes back without its data, or with that of an earlier time, knows other claims than those that agents
 # carry for up to a TTL. So what it knows has a name: the uid of a Lease that the first agent makes; if that is another
@@ -89,7 +94,8 @@ class LeaseClaimStore:
     requests: LeaseRequests = field(init=False)
     session: OwnSession = field(init=False)
     watches: list[LeaseWatch] = field(factory=list, init=False)
-    _granted: dict[IPv4Address, ClaimLease] = field(factory=dict, init=False)
+    _written: dict[IPv4Address, ClaimLease] = field(factory=dict, init=False)
+    _given_back: dict[IPv4Address, str] = field(factory=dict, init=False)
     _turns: Turns = field(init=False)
 
     log = logger("kiwi.claims")
@@ -149,7 +155,7 @@ class LeaseClaimStore:
         own = self.session.own
         if own is None or own.uid != session:
             return Unavailable("this agent's own Lease, on which the claim rests, has gone meanwhile")
-        self._granted[address] = said
+        self._written[address] = said
         return Granted(own.sent)
 
     def renew(
@@ -166,13 +172,33 @@ class LeaseClaimStore:
             return dict.fromkeys(addresses, other)
         return {address: await answer_of(self._confirmed(address, answer), self.log) for address in addresses}
 
-    async def _confirmed(self, address: IPv4Address, answer: Granted) -> Granted | Lost:
+    async def _confirmed(self, address: IPv4Address, answer: Granted) -> Granted | Lost | Unavailable:
         """What the confirmation of the session means for one claim."""
         own, claim = self.session.own, self._known(address)
-        if claim is None and self.mirror is None:
-            there = await self.requests.get(str(address), self._deadline())
-            claim = there if isinstance(there, ClaimLease) else None
-        return answer if own is not None and claim is not None and claim.session == own.uid else Lost()
+        if own is not None and claim is not None and claim.session == own.uid and claim == self._written.get(address):
+            return answer
+        return await self._adopted(address, claim)
+
+    async def _adopted(self, address: IPv4Address, claim: ClaimLease | None) -> Granted | Lost | Unavailable:
+        """Whether a claim is this agent's. If it is, it is written again. See Note [The late delete]."""
+        deadline = self._deadline()
+        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
+        try:
+            for _ in range(MOST_TRIES):
+                own = self.session.own
+                if claim is None and self.mirror is None:
+                    there = await self.requests.get(str(address), deadline)
+                    claim = there if isinstance(there, ClaimLease) else None
+                if own is None or claim is None or claim.session != own.uid:
+                    return Lost()
+                answer = await self._claim(address, own.uid, claim, deadline)
+                if answer is not None:
+                    return answer
+                there = await self.requests.get(str(address), deadline)
+                claim = there if isinstance(there, ClaimLease) else None
+            return Lost()
+        finally:
+            turn.done()
 
     def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
         return answer_of(self._release(address), self.log)
@@ -182,17 +208,16 @@ class LeaseClaimStore:
         turn = await self._turns.turn(self.ttl * CLAIM_TIME)
         try:
             claim: Lease | Gone = self._known(address) or await self.requests.get(name, deadline)
+            self._written.pop(address, None)
             for _ in range(MOST_TRIES):
                 if not isinstance(claim, ClaimLease) or claim.holder != self.agent_id:
-                    break
+                    return Released()
                 done = await self.requests.delete(name, claim.identity, deadline)
                 if isinstance(done, Deleted | Gone):
-                    break
+                    self._given_back[address] = claim.identity.uid
+                    return Released()
                 claim = await self.requests.get(name, deadline)
-            else:
-                raise HTTPError(f"{self.api.endpoint}: somebody else changes the Lease {name} all the time")
-            self._granted.pop(address, None)
-            return Released()
+            raise HTTPError(f"{self.api.endpoint}: somebody else changes the Lease {name} all the time")
         finally:
             turn.done()
 
@@ -209,13 +234,14 @@ class LeaseClaimStore:
 
     def _known(self, address: IPv4Address) -> ClaimLease | None:
         """The claim to an address, as far as this agent knows: from the watch, or from an answer after that."""
-        granted, mirror = self._granted.get(address), self.mirror
+        written, mirror = self._written.get(address), self.mirror
         if mirror is None:
-            return granted
-        version = 0 if granted is None else number(granted.identity.version)
-        if granted is not None and (version is None or version > mirror.latest):
-            return granted
-        return mirror.claims.get(address)
+            return written
+        version = 0 if written is None else number(written.identity.version)
+        if version is None or version > mirror.latest:
+            return written
+        claim = mirror.claims.get(address)
+        return None if claim is not None and claim.identity.uid == self._given_back.get(address) else claim
 
     def _is_free(self, claim: ClaimLease) -> bool:
         """Whether a claim rests on nothing any more. See Note [Sessions]."""

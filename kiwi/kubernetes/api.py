@@ -20,7 +20,6 @@ from kiwi.http import HTTPError, Response, request, stream
 from .credentials import CredentialsError, ICredentials
 from .decoding import Nonsense, describe_status, parse
 
-OPEN_TIMEOUT = 30.0
 REQUEST_TIMEOUT = 30.0
 LONGEST_RETRY_AFTER = 60.0
 """Seconds, all of them."""
@@ -152,11 +151,13 @@ class KubernetesAPI:
         opened: Callable[[Response], None],
         line: Callable[[bytes], None],
         overlong: Callable[[int], None],
+        timeout: float,
         idle: float,
     ) -> Response | None:
         """
         Follow a response that does not end by itself: as L{kiwi.http.stream} does.
 
+        @param timeout: seconds until it begins.
         @param idle: seconds without a byte, after which the connection counts as dead.
         """
 
@@ -170,7 +171,7 @@ class KubernetesAPI:
                 opened=opened,
                 line=line,
                 overlong=overlong,
-                open_timeout=OPEN_TIMEOUT,
+                open_timeout=timeout,
                 idle_timeout=idle,
                 headers=headers,
             )

@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from kiwi.http import HTTPError, Response
 
-from .api import Absent, Broken, KubernetesAPI, Senseless, Unreachable, trouble_of
+from .api import REQUEST_TIMEOUT, Absent, Broken, KubernetesAPI, Senseless, Unreachable, trouble_of
 from .decoding import (
     Bookmark,
     Changed,
@@ -77,12 +77,16 @@ class Objects(Generic[N, T]):
 
     @ivar namespace: of the objects; empty for all namespaces.
     @ivar selector: which of them, as parameters of the API: C{fieldSelector} and C{labelSelector}.
+    @ivar timeout: seconds for a part of a list, and for opening a watch.
+    @ivar lasting: the least and the most seconds that a watch is asked to last.
     """
 
     api: KubernetesAPI
     kind: Kind[N, T]
     namespace: str = ""
     selector: Mapping[str, str] = field(factory=dict)
+    timeout: float = REQUEST_TIMEOUT
+    lasting: tuple[float, float] = LONGEST_WATCH
 
     async def detect(self) -> str:
         """The newest version that the server offers and Kiwi speaks: by its own word, or else by trying each."""
@@ -129,7 +133,7 @@ class Objects(Generic[N, T]):
         items: list[Decoded[N, T]] = []
         empty = True
         while True:
-            response = await self.api.ask("GET", path, params or None)
+            response = await self.api.ask("GET", path, params or None, timeout=self.timeout)
             if response.status == 404 and not self._is_paged(version):
                 return NoList()
             if response.status == 410 and "continue" in params:
@@ -189,6 +193,7 @@ class Objects(Generic[N, T]):
                 agreed,
                 line,
                 lambda size: happened(Nonsense(f"a line of {size} bytes is too long")),
+                self.timeout,
                 patience,
             )
         except _Over:
@@ -210,7 +215,7 @@ class Objects(Generic[N, T]):
         params = {**self.selector, "resourceVersion": since} if since else dict(self.selector)
         if not self._is_paged(version):
             return f"/api/{version}/watch/{self.kind.plural}", params, SILENCE
-        seconds = int(self.api.uniform(*LONGEST_WATCH))
+        seconds = int(self.api.uniform(*self.lasting))
         params |= {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         return self._path(version), params, seconds + LENIENCE
 

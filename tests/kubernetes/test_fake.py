@@ -174,6 +174,23 @@ class FolderTests(SynchronousTestCase):
         (self.path / "a.yaml").rename(self.path / "b.yaml")
         self.assertEqual((self.served(), self.state.resource_version), (["web"], version))
 
+    def test_other_kinds(self) -> None:
+        """A folder may have every kind of object that the server has."""
+        lease = "{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: a}, spec: {holderIdentity: one}}"
+        self.write("many.yaml", lease + "\n---\n{apiVersion: v1, kind: Node, metadata: {name: web}}\n")
+        self.write("web.json", json.dumps(service("web")))
+        self.assertEqual(self.served(), ["web"])
+        self.assertEqual(list(self.state.objects("leases")), [("default", "a")])
+        self.assertEqual(list(self.state.objects("nodes")), [("", "web")])
+        self.write("many.yaml", lease.replace("one", "two"))
+        self.assertEqual(self.served(), ["web"])
+        self.assertEqual(self.state.objects("leases")["default", "a"].body["spec"], {"holderIdentity": "two"})
+        self.assertEqual(self.state.objects("nodes"), {})
+        self.write("many.yaml", "{apiVersion: coordination.k8s.io/v1, kind: Pod, metadata: {name: a}}")
+        self.served()
+        why = "there is no Pod in coordination.k8s.io/v1"
+        self.assertEqual(self.reports, [f"{self.path / 'many.yaml'} cannot be read: {why}"])
+
     def test_broken(self) -> None:
         """A file that cannot be read is reported once, and what it said before stays."""
         self.write("web.yaml", "{apiVersion: v1beta1, id: web}")

@@ -23,7 +23,7 @@ from functools import partial
 from twisted.logger import globalLogBeginner
 
 from .runs import Outcome, run
-from .schedules import KINDS
+from .schedules import KINDS_OF_LEASES
 
 BATCH = 10
 """Simulations that a process makes before it tells of them."""
@@ -40,24 +40,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--without", action="append", default=[], metavar="KIND", help="leave out one kind of events; repeatable"
     )
+    parser.add_argument("--leases", action="store_true", help="with Leases of Kubernetes instead of etcd")
     options = parser.parse_args(arguments)
     for kind in options.without:
-        if kind not in KINDS:
-            parser.error(f"{kind!r} is none of: {', '.join(KINDS)}")
+        if kind not in KINDS_OF_LEASES:
+            parser.error(f"{kind!r} is none of: {', '.join(KINDS_OF_LEASES)}")
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
     if options.seed is not None:
         only = [int(number) for number in options.only.split(",")] if options.only else None
-        return _one(options.seed, options.without, only, options.minimise)
-    return _many(range(options.first_seed, options.first_seed + options.runs), options.jobs, options.without)
+        return _one(options.seed, options.without, only, options.minimise, options.leases)
+    seeds = range(options.first_seed, options.first_seed + options.runs)
+    return _many(seeds, options.jobs, options.without, options.leases)
 
 
-def _one(seed: int, without: Sequence[str], only: Sequence[int] | None, minimise: bool) -> int:
-    outcome = run(seed, without, only, keep=True)
+def _one(seed: int, without: Sequence[str], only: Sequence[int] | None, minimise: bool, leases: bool) -> int:
+    outcome = run(seed, without, only, keep=True, leases=leases)
     if minimise and outcome.violation:
         kept = list(only) if only is not None else list(outcome.schedule.numbers)
         for number in list(kept):
             fewer = [other for other in kept if other != number]
-            shorter = run(seed, without, fewer, keep=True)
+            shorter = run(seed, without, fewer, keep=True, leases=leases)
             if shorter.violation:
                 kept, outcome = fewer, shorter
         print(f"--only {','.join(map(str, kept))}")
@@ -65,13 +67,13 @@ def _one(seed: int, without: Sequence[str], only: Sequence[int] | None, minimise
     return 1 if outcome.violation else 0
 
 
-def _batch(without: Sequence[str], seeds: Sequence[int]) -> list[Outcome]:
-    outcomes = [run(seed, without) for seed in seeds]
+def _batch(without: Sequence[str], leases: bool, seeds: Sequence[int]) -> list[Outcome]:
+    outcomes = [run(seed, without, leases=leases) for seed in seeds]
     gc.collect()
     return outcomes
 
 
-def _many(seeds: range, jobs: int, without: Sequence[str]) -> int:
+def _many(seeds: range, jobs: int, without: Sequence[str], leases: bool) -> int:
     started, used = time.monotonic(), os.times()
     batches = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
     happened: Counter[str] = Counter()
@@ -80,7 +82,7 @@ def _many(seeds: range, jobs: int, without: Sequence[str]) -> int:
     gc.disable()
     gc.freeze()
     with ProcessPoolExecutor(jobs) as pool:
-        for outcomes in pool.map(partial(_batch, without), batches):
+        for outcomes in pool.map(partial(_batch, without, leases), batches):
             for outcome in outcomes:
                 happened.update(happening.kind for happening in outcome.schedule.happenings)
                 simulated += outcome.simulated
@@ -89,7 +91,7 @@ def _many(seeds: range, jobs: int, without: Sequence[str]) -> int:
                 settled = max(settled, outcome.settled)
                 if outcome.violation:
                     failed.append(outcome)
-                    again = "".join(f" --without '{kind}'" for kind in without)
+                    again = "".join(f" --without '{kind}'" for kind in without) + " --leases" * leases
                     print(
                         f"{outcome.report()}\nreplay with: scripts/simulate --seed {outcome.schedule.seed}{again}\n",
                         flush=True,

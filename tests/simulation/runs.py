@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from kiwi.kubernetes.client import LONGEST_WATCH
 from kiwi.kubernetes.watch import DOUBT_AT_FIRST
 
 from .schedules import Happening, Schedule, draw, heal, let_happen
@@ -56,18 +57,27 @@ def run(
     only: Sequence[int] | None = None,
     mutation: Mutation = AS_IT_IS,
     keep: bool = False,
+    leases: bool = False,
 ) -> Outcome:
     """
     Simulate what a seed says.
 
     @param keep: keep what was logged even if nothing is wrong.
+    @param leases: claims are Leases, and not keys in etcd.
     """
-    return play(draw(seed, without, only), mutation, keep)
+    return play(draw(seed, without, only, leases), mutation, keep)
 
 
 def play(schedule: Schedule, mutation: Mutation = AS_IT_IS, keep: bool = False) -> Outcome:
     """Simulate a schedule."""
-    world = World(str(schedule.seed), schedule.ttl, members=schedule.members, mutation=mutation, few=schedule.few)
+    world = World(
+        str(schedule.seed),
+        schedule.ttl,
+        members=schedule.members,
+        mutation=mutation,
+        few=schedule.few,
+        leases=schedule.leases,
+    )
     violation, settled = "", 0.0
     with world:
         try:
@@ -119,7 +129,7 @@ def _settle(world: World) -> float:
 def _stay_steady(world: World) -> None:
     """Nothing happens any more but heartbeats."""
     # What was deferred while things settled comes to its end first; so does the doubt in an empty list of Services.
-    world.pass_time(max(DOUBT_AT_FIRST + 8.0, world.ttl + 3.0))
+    world.pass_time(max(DOUBT_AT_FIRST + 8.0, 1.5 * world.ttl + 5.0))
     before = len(world.network.sent)
     world.wakings.clear()
     for thread in (thread for host in world.hosts for thread in host.threads):
@@ -132,7 +142,8 @@ def _stay_steady(world: World) -> None:
     beats = 3 * STEADY + 2
     addresses, agents = len(world.holders()), len(world.hosts)
     sent = Counter(_about(request) for request in world.network.sent[before:])
-    allowed = {"renewal": addresses * beats, "record": agents * beats, "other": 0}
+    watches = agents * 2 * (seconds / LONGEST_WATCH[0] + 1)
+    allowed = {"renewal": addresses * beats, "record": agents * beats, "watch": watches, "other": 0}
     for kind, requests in sorted(sent.items()):
         if requests > allowed[kind]:
             world.judge.complain(f"{requests} requests of kind {kind} in {seconds:.1f} s of calm")
@@ -147,6 +158,8 @@ def _stay_steady(world: World) -> None:
 def _about(request: str) -> str:
     if "refresh=true" in request:
         return "renewal"
-    if request.startswith("PUT") and "/agents/" in request:
+    if request.startswith("PUT") and ("/agents/" in request or "/leases/agent." in request):
         return "record"
+    if "watch=true" in request:
+        return "watch"
     return "other"

@@ -9,7 +9,8 @@ from attrs import frozen
 
 from kiwi.planning import FEW
 
-from .servers import KUBERNETES, MEMBERS
+from .lease_servers import LeaseStore
+from .servers import KUBERNETES
 from .world import ADDRESSES, SimulatedHost, World
 
 
@@ -59,6 +60,7 @@ class Schedule:
     numbers: tuple[int, ...]
     calm: float
     few: int
+    leases: bool = False
 
     def __str__(self) -> str:
         head = (
@@ -81,13 +83,31 @@ def addresses_of(number: int, edition: int) -> Sequence[int]:
     return ([first], [first, 6 + number % 3], [6 + number % 3], [first])[edition % 4]
 
 
-def _cut(*places: str) -> tuple[Callable[[World, Happening], None], Callable[[World, Happening], None]]:
+def _the_store(world: World) -> Sequence[str]:
+    return world.store.places
+
+
+def _one_member(world: World) -> Sequence[str]:
+    return world.store.places[:1]
+
+
+def _kubernetes(world: World) -> Sequence[str]:
+    return (KUBERNETES,)
+
+
+def _both(world: World) -> Sequence[str]:
+    return (*world.store.places, KUBERNETES)
+
+
+def _cut(
+    places: Callable[[World], Sequence[str]],
+) -> tuple[Callable[[World, Happening], None], Callable[[World, Happening], None]]:
     def begin(world: World, event: Happening) -> None:
-        for place in places:
+        for place in places(world):
             world.network.change(_host(world, event).name, place, cut=True)
 
     def end(world: World, event: Happening) -> None:
-        for place in places:
+        for place in places(world):
             world.network.change(_host(world, event).name, place, cut=False)
 
     return begin, end
@@ -96,7 +116,7 @@ def _cut(*places: str) -> tuple[Callable[[World, Happening], None], Callable[[Wo
 def _everywhere(**changes: float) -> Callable[[World, Happening], None]:
     def apply(world: World, event: Happening) -> None:
         for host in world.hosts:
-            for place in MEMBERS:
+            for place in world.store.places:
                 world.network.change(host.name, place, **changes)
 
     return apply
@@ -106,8 +126,8 @@ def _host(world: World, event: Happening) -> SimulatedHost:
     return world.hosts[event.host - 1]
 
 
-def _member(event: Happening) -> str:
-    return MEMBERS[event.number % 2]
+def _member(world: World, event: Happening) -> str:
+    return world.store.places[event.number % len(world.store.places)]
 
 
 def _nothing(world: World, event: Happening) -> None:
@@ -119,18 +139,18 @@ def _restart(world: World, event: Happening) -> None:
 
 
 def _unplug(world: World, event: Happening) -> None:
-    _cut(*MEMBERS, KUBERNETES)[0](world, event)
+    _cut(_both)[0](world, event)
     _host(world, event).kernel.set_ready(False)
 
 
 def _plug(world: World, event: Happening) -> None:
-    _cut(*MEMBERS, KUBERNETES)[1](world, event)
+    _cut(_both)[1](world, event)
     _host(world, event).kernel.set_ready(True)
 
 
 def _on_all_members(act: str) -> Callable[[World, Happening], None]:
     def apply(world: World, event: Happening) -> None:
-        for member in MEMBERS:
+        for member in world.store.places:
             getattr(world.store, act)(member)
 
     return apply
@@ -142,27 +162,38 @@ def _lose_data(world: World, event: Happening) -> None:
     world.judge.forgotten()
 
 
+def _back_up(world: World, event: Happening) -> None:
+    if isinstance(world.store, LeaseStore):
+        world.store.back_up()
+
+
+def _restore(world: World, event: Happening) -> None:
+    if isinstance(world.store, LeaseStore):
+        world.store.restore()
+        world.judge.forgotten()
+
+
 def _slow(world: World, event: Happening) -> None:
-    world.store.etcd.delay = 0.2 * world.ttl
+    world.store.slow(0.2 * world.ttl)
 
 
 def _quick(world: World, event: Happening) -> None:
-    world.store.etcd.delay = 0.0
+    world.store.slow(0.0)
 
 
 def _lag(world: World, event: Happening) -> None:
     for host in world.hosts:
-        world.network.change(host.name, MEMBERS[1], lag=0.3 if event.seconds else 0.0)
+        world.network.change(host.name, world.store.places[-1], lag=0.3 if event.seconds else 0.0)
 
 
 def _no_lag(world: World, event: Happening) -> None:
     for host in world.hosts:
-        world.network.change(host.name, MEMBERS[1], lag=0.0)
+        world.network.change(host.name, world.store.places[-1], lag=0.0)
 
 
 def _on_connections(act: str) -> Callable[[World, Happening], None]:
     def apply(world: World, event: Happening) -> None:
-        for place in (*MEMBERS, KUBERNETES) if act == "reset" else MEMBERS:
+        for place in _both(world) if act == "reset" else world.store.places:
             getattr(world.network, act)(_host(world, event).name, place)
 
     return apply
@@ -170,7 +201,7 @@ def _on_connections(act: str) -> Callable[[World, Happening], None]:
 
 def _deaf(deaf: bool) -> Callable[[World, Happening], None]:
     def apply(world: World, event: Happening) -> None:
-        for member in MEMBERS:
+        for member in world.store.places:
             world.network.change(_host(world, event).name, member, deaf=deaf)
 
     return apply
@@ -271,10 +302,10 @@ KINDS: Mapping[str, Kind] = {
     "stall": Kind(2, lambda w, e: _host(w, e).freeze(), lambda w, e: _host(w, e).thaw(), 0.08),
     "reboot": Kind(0.7, lambda w, e: _host(w, e).reboot(), _restart, 1),
     "hanging threads": Kind(1, lambda w, e: _host(w, e).hang(e.seconds), _nothing, 2),
-    "cut from the store": Kind(3, *_cut(*MEMBERS), 2),
-    "cut from one member": Kind(1, *_cut(MEMBERS[0]), 2),
-    "cut from Kubernetes": Kind(1, *_cut(KUBERNETES), 2),
-    "cut from both": Kind(1, *_cut(*MEMBERS, KUBERNETES), 2),
+    "cut from the store": Kind(3, *_cut(_the_store), 2),
+    "cut from one member": Kind(1, *_cut(_one_member), 2),
+    "cut from Kubernetes": Kind(1, *_cut(_kubernetes), 2),
+    "cut from both": Kind(1, *_cut(_both), 2),
     "unplugged": Kind(2, _unplug, _plug, 2),
     "deaf to the store": Kind(
         1,
@@ -293,7 +324,7 @@ KINDS: Mapping[str, Kind] = {
     "store paused": Kind(1.5, lambda w, e: w.store.pause(), lambda w, e: w.store.resume(), 1.5, "store"),
     "store down": Kind(1.5, _on_all_members("fail"), _on_all_members("recover"), 2, "store"),
     "member down": Kind(
-        1.5, lambda w, e: w.store.fail(_member(e)), lambda w, e: w.store.recover(_member(e)), 2, "store"
+        1.5, lambda w, e: w.store.fail(_member(w, e)), lambda w, e: w.store.recover(_member(w, e)), 2, "store"
     ),
     "data lost": Kind(1, _lose_data, _on_all_members("recover"), 0.3, "store"),
     "Kubernetes down": Kind(1, lambda w, e: w.kubernetes.stop(), lambda w, e: w.kubernetes.start(), 2, "kubernetes"),
@@ -331,30 +362,37 @@ KINDS: Mapping[str, Kind] = {
     "twin": Kind(0.7, _twin, lambda w, e: _host(w, e).stop(), 2),
 }
 
+KINDS_OF_LEASES: Mapping[str, Kind] = {
+    **KINDS,
+    "store restored from a backup": Kind(0.7, _back_up, _restore, 2, "store"),
+}
+
 SHORT = 0.01
 
 
-def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = None) -> Schedule:
+def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = None, leases: bool = False) -> Schedule:
     """
     The schedule of a seed.
 
     @param without: kinds of events that are left out.
     @param only: the numbers of the events that are kept, if not all.
+    @param leases: claims are Leases.
     """
+    kinds = KINDS_OF_LEASES if leases else KINDS
     random = Random(f"kiwi/{seed}")
     ttl = random.choice((3, 3, 4, 5, 7, 10, 10, 20))
     agents = random.choice((3, 3, 4, 4, 5))
     members = random.choice((1, 2))
     services = tuple(sorted(random.sample(range(SERVICES), random.randint(1, 6))))
     # Each schedule has its own troubles, so that some things are troubled much and others not at all.
-    chosen = random.sample(sorted(KINDS), random.randint(3, 14))
-    weights = [KINDS[name].weight for name in chosen]
+    chosen = random.sample(sorted(kinds), random.randint(3, 14))
+    weights = [kinds[name].weight for name in chosen]
     start = 2.0
     length = random.uniform(3, 6) * ttl + 10
     happenings: list[Happening] = []
     for _ in range(random.randint(3, 25)):
         name = random.choices(chosen, weights)[0]
-        kind = KINDS[name]
+        kind = kinds[name]
         at = start + random.uniform(0, length)
         # Much of what goes wrong goes wrong where it meets something that just happens.
         if happenings and random.random() < 0.4:
@@ -372,12 +410,14 @@ def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = No
         if happening.kind not in without and (only is None or number in only)
     }
     calm = max([start, *(happening.at + happening.seconds for happening in kept.values())])
-    return Schedule(seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, FEW)[seed % 2])
+    return Schedule(
+        seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, FEW)[seed % 2], leases
+    )
 
 
 def let_happen(world: World, happening: Happening) -> None:
     """Begin it now; its end comes by itself."""
-    kind = KINDS[happening.kind]
+    kind = KINDS_OF_LEASES[happening.kind]
     world.log(f"--- {happening}")
     kind.begin(world, happening)
     if happening.seconds:
@@ -386,22 +426,22 @@ def let_happen(world: World, happening: Happening) -> None:
 
 def _end(world: World, happening: Happening) -> None:
     world.log(f"--- over: {happening}")
-    KINDS[happening.kind].end(world, happening)
+    KINDS_OF_LEASES[happening.kind].end(world, happening)
 
 
 def heal(world: World) -> None:
     """Nothing is wrong any more: whatever was broken works, and every host has its own agent."""
     world.log("--- all is healed")
     for host in world.hosts:
-        for place in (*MEMBERS, KUBERNETES):
+        for place in _both(world):
             world.network.change(host.name, place, cut=False, deaf=False, lost=0, unanswered=0, twice=0, delay=0, lag=0)
             # What hangs in the air would be noticed some time, but the time that Kubernetes leaves is minutes.
             if place == KUBERNETES:
                 world.network.reset(host.name, place)
     world.machines.clear()
-    world.store.etcd.delay = 0.0
+    world.store.slow(0.0)
     world.store.resume()
-    for member in MEMBERS:
+    for member in world.store.places:
         world.store.recover(member)
     world.kubernetes.state.recover()
     world.kubernetes.start()

@@ -44,15 +44,19 @@ class Store:
 
     While it is down or paused its clock goes on, and what has expired meanwhile expires when it is back.
 
+    @ivar places: where its members are.
+    @ivar handled: told when a request was carried out that may have changed something; whether it can have promised
+        something.
     @ivar down: the members that accept no connection.
     @ivar etcd: what they know.
     """
 
     name = "etcd"
+    places = MEMBERS
     timeline: Timeline
     network: Network
     random: Random
-    handled: Callable[[str, Request], object]
+    handled: Callable[[bool], object]
     expired: Callable[[], object]
     down: set[str] = field(factory=set, init=False)
     etcd: _Etcd = field(init=False)
@@ -60,7 +64,7 @@ class Store:
 
     def __attrs_post_init__(self) -> None:
         self._process = Process("etcd", self.timeline, HostClock(self.timeline, 1000.0, 1.0), self.random)
-        self.etcd = _Etcd(self._process.clock, self.handled, self.expired)
+        self.etcd = _Etcd(self._process.clock, self._handled, self.expired)
         for member in MEMBERS:
             self.network.servers[member] = self
 
@@ -70,7 +74,14 @@ class Store:
     def receive(self, request: Request) -> None:
         self.etcd.render(request)  # type: ignore[arg-type]
 
+    def _handled(self, method: str, request: Request) -> None:
+        if method != "GET":
+            self.handled(method == "PUT")
+
     # What it knows.
+
+    def agents(self) -> set[str]:
+        return set(self.nodes(AGENTS))
 
     def nodes(self, folder: str) -> Mapping[str, tuple[str, float]]:
         """The values in a folder by name, and the true time until which each one was promised to stay."""
@@ -116,6 +127,10 @@ class Store:
 
     def lose_data(self) -> None:
         self.etcd.lose_data()
+
+    def slow(self, seconds: float) -> None:
+        """Take so long for each answer from now on."""
+        self.etcd.delay = seconds
 
     def _break(self, member: str) -> None:
         for request in list(self.etcd._open):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from random import Random
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -113,6 +114,12 @@ class Network:
         """Break every connection between the two, so that both know."""
         for connection in list(self.connections):
             if (connection.host, connection.place) == (host, place):
+                connection.break_off()
+
+    def break_off(self, place: str) -> None:
+        """Break every connection to a server, so that everybody knows."""
+        for connection in list(self.connections):
+            if connection.place == place:
                 connection.break_off()
 
     def forget(self, host: str, place: str) -> None:
@@ -434,6 +441,7 @@ class Request:
         self.is_received = False
         self.method, self.uri = method.encode("ascii"), uri.encode("ascii")
         self.path = self.uri.partition(b"?")[0]
+        self.content = BytesIO(body if isinstance(body, bytes) else b"")
         self.transport = self.channel = self
         self._code, self._headers = 200, Headers()
         self._body: list[bytes] = []

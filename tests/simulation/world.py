@@ -20,6 +20,7 @@ from kiwi.agent import Agent
 from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
 from kiwi.claims.interface import IClaimStore
+from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import Converger
 from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.client import Objects
@@ -32,9 +33,10 @@ from kiwi.network.interface import IAddresses
 from kiwi.planning import FEW, Terms
 
 from .kernel import Addresses, Announcer, Entry, Firewall, Kernel, Neighbours, Thread, latest
-from .servers import AGENTS, KUBERNETES, MEMBERS, PREFIX, Kubernetes, Store
+from .lease_servers import LEASE_SERVER, NAMESPACE, LeaseStore
+from .servers import KUBERNETES, PREFIX, Kubernetes, Store
 from .timeline import HostClock, Process, Timeline
-from .transport import Client, Network, Request
+from .transport import Client, Network
 
 LAN = ip_network("192.168.1.0/24")
 ADDRESSES = tuple(IPv4Address(f"192.168.1.{number}") for number in range(41, 53))
@@ -139,23 +141,30 @@ class SimulatedHost:
         unpooled = Client(world.network, process, self.name, new=True)
         uniform = Random(f"{world.seed}/{self.name}/{self.instances}/backoff").uniform
         backoff = BackoffPolicy(0.1, RECONNECT_INTERVAL, uniform)
-        store = Etcd2ClaimStore(
-            pooled,  # type: ignore[arg-type]
-            unpooled,  # type: ignore[arg-type]
-            clock,
-            [f"http://{member}" for member in world.members_of(self)],
-            PREFIX,
-            self.agent_id,
-            world.ttl,
-            backoff,
+        server, lease_server = (
+            KubernetesAPI(
+                pooled,  # type: ignore[arg-type]
+                unpooled,  # type: ignore[arg-type]
+                clock,
+                f"http://{place}",
+                NoCredentials(),
+                uniform,
+            )
+            for place in (KUBERNETES, LEASE_SERVER)
         )
-        server = KubernetesAPI(
-            pooled,  # type: ignore[arg-type]
-            unpooled,  # type: ignore[arg-type]
-            clock,
-            f"http://{KUBERNETES}",
-            NoCredentials(),
-            uniform,
+        store: IClaimStore = (
+            LeaseClaimStore(lease_server, NAMESPACE, self.agent_id, world.ttl, backoff, clock.seconds)
+            if world.leases
+            else Etcd2ClaimStore(
+                pooled,  # type: ignore[arg-type]
+                unpooled,  # type: ignore[arg-type]
+                clock,
+                [f"http://{member}" for member in world.members_of(self)],
+                PREFIX,
+                self.agent_id,
+                world.ttl,
+                backoff,
+            )
         )
         for_addresses, for_firewall, for_probes = self.threads
         network = HostNetwork(
@@ -329,17 +338,19 @@ class Judge:
         if not entry.by_hand:
             self._is_promised(host, address)
 
-    def handled(self, method: str, request: Request) -> None:
-        """The store has carried out a request."""
-        if method == "GET":
-            return
+    def handled(self, promises: bool) -> None:
+        """
+        The store has carried out a request.
+
+        @param promises: it may have promised something, and has taken nothing back.
+        """
         claims = self.world.store.claims()
-        if method == "PUT":
+        for address, (agent_id, _) in self._claims.items():
+            if not promises and (address not in claims or claims[address][0] != agent_id):
+                self.deadlines.pop((agent_id, address), None)
+        if promises:
             for address, (agent_id, expires) in claims.items():
-                self.deadlines[agent_id, address] = expires
-        else:
-            for address in self._claims.keys() - claims.keys():
-                self.deadlines.pop((self._claims[address][0], address), None)
+                self.deadlines[agent_id, address] = max(expires, self.deadlines.get((agent_id, address), -inf))
         self._claims = claims
         self.look()
 
@@ -381,6 +392,7 @@ class World:
     @ivar drift: how far clocks differ from the store's, at most.
     @ivar members: how many members of the store the agents know.
     @ivar few: how many addresses count as few (see L{kiwi.planning.Terms}).
+    @ivar leases: claims are Leases, and not keys in etcd.
     @ivar machines: the MAC addresses of machines that are no agents, by the address that each has.
     @ivar ears: those who are told of what is announced on the link.
     @ivar wakings: how often each host's process did something.
@@ -393,9 +405,10 @@ class World:
     mutation: Mutation = AS_IT_IS
     members: int = 1
     few: int = FEW
+    leases: bool = False
     timeline: Timeline = field(factory=Timeline, init=False)
     network: Network = field(init=False)
-    store: Store = field(init=False)
+    store: Store | LeaseStore = field(init=False)
     kubernetes: Kubernetes = field(init=False)
     hosts: list[SimulatedHost] = field(factory=list, init=False)
     judge: Judge = field(init=False)
@@ -411,13 +424,10 @@ class World:
         self.judge = Judge(self)
         self.network = Network(self.timeline, Random(f"{self.seed}/network"))
         random = Random(f"{self.seed}/servers")
-        self.store = Store(
-            self.timeline,
-            self.network,
-            random,
-            self.judge.handled,
-            self.judge.look,
-        )
+        if self.leases:
+            self.store = LeaseStore(self.timeline, self.network, random, self.judge.handled)
+        else:
+            self.store = Store(self.timeline, self.network, random, self.judge.handled, self.judge.look)
         self.kubernetes = Kubernetes(self.timeline, self.network, random)
 
     def __enter__(self) -> World:
@@ -446,7 +456,7 @@ class World:
 
     def members_of(self, host: SimulatedHost) -> Sequence[str]:
         """The members of the store that an agent is told of, in its own order."""
-        known = MEMBERS[: self.members]
+        known = self.store.places[: self.members]
         return known if host.number % 2 else known[::-1]
 
     def pass_time(self, seconds: float) -> None:
@@ -499,7 +509,7 @@ class World:
 
     def agents(self) -> set[str]:
         """The ids of the agents that the store knows."""
-        return set(self.store.nodes(AGENTS))
+        return self.store.agents()
 
     def holders(self) -> Mapping[IPv4Address, str]:
         return {address: holder for address, (holder, _) in self.store.claims().items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.task import LoopingCall
 
-from . import VERSIONS, Folder, KubernetesResource, KubernetesState
+from . import GROUPS, VERSIONS, Folder, KubernetesResource, KubernetesState
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,11 +24,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.fakes.kubernetes", description=__doc__)
     parser.add_argument("--listen", default="127.0.0.1:8080", metavar="ADDRESS:PORT")
     parser.add_argument("--api", default=",".join(VERSIONS), metavar="VERSION,...", help="the versions to offer")
+    parser.add_argument("--groups", default=",".join(GROUPS), metavar="GROUP/VERSION,...", help="what else to offer")
     parser.add_argument("--watch", type=Path, metavar="FOLDER", help="serve the manifests in it")
     options = parser.parse_args(arguments)
     host, _, port = options.listen.rpartition(":")
-    versions = options.api.split(",")
-    if not port.isdigit() or not set(versions) <= set(VERSIONS):
+    versions, groups = options.api.split(","), [each for each in options.groups.split(",") if each]
+    if not port.isdigit() or not set(versions) <= set(VERSIONS) or not set(groups) <= set(GROUPS):
         parser.error("wrong address or version")
 
     def report(line: str) -> None:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     clock: Any = reactor
-    state = KubernetesState(versions=versions, clock=clock, now=now)
+    state = KubernetesState(versions=versions, groups=groups, clock=clock, now=now)
     if options.watch is not None:
         LoopingCall(Folder(options.watch, state, report).read).start(0.1).addErrback(lambda f: report(f.getTraceback()))
     LoopingCall(state.bookmark).start(60).addErrback(lambda f: report(f.getTraceback()))

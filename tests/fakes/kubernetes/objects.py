@@ -152,7 +152,7 @@ def encoded_whole(kind: Kind, version: str, stored: Object) -> bytes:
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
-_WRITTEN = ("uid", "resourceVersion", "creationTimestamp", "generation", "selfLink", "managedFields")
+_METADATA = ("name", "namespace", "labels", "annotations", "ownerReferences")
 _LEASE = {
     "holderIdentity": str,
     "leaseDurationSeconds": int,
@@ -178,7 +178,7 @@ def read_document(kind: Kind, version: str, document: Mapping[str, Any], namespa
         raise kind.invalid("", "metadata.name", "Required value: name or generateName is required")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise kind.invalid(str(name), "metadata.name", f'Invalid value: "{name}": a lowercase RFC 1123 subdomain')
-    kept = {part: value for part, value in metadata.items() if part not in _WRITTEN and value}
+    kept = {part: metadata[part] for part in _METADATA if metadata.get(part)}
     if kind.namespaced:
         namespace = kept["namespace"] = metadata.get("namespace") or namespace
     else:

@@ -283,12 +283,18 @@ class KubernetesState:
     # How it behaves.
 
     def compact(self) -> None:
-        """Forget what happened until now: to watch from an earlier version is to be told that it has expired."""
+        """
+        Forget what happened until now: to watch from an earlier version is to be told that it has expired. A real
+        server must also be restarted before its watches do that.
+        """
         for collection in self._collections.values():
             collection.forget(self.resource_version)
 
     def bookmark(self) -> None:
-        """Tell those who asked for it, and are not ahead, how far they are."""
+        """
+        Tell those who asked for it, and are not ahead, how far they are. 1.20 does that each minute, and two seconds
+        before a watch ends, but only where something of the kind has happened since it began.
+        """
         for watcher in self.watchers:
             if watcher.bookmarks and self.resource_version > watcher.after:
                 metadata = {"resourceVersion": str(self.resource_version), "creationTimestamp": None}
@@ -474,6 +480,10 @@ class KubernetesState:
         All pages of a list are of one moment, of which the token for the next page tells. A resource version in the
         past is a demand for a list that is no older; but together with a limit, or with C{resourceVersionMatch=Exact},
         for the list as it was then.
+
+        A list is in the order of namespaces and names. In 1.20, it is in no order where it need not be the latest and
+        has no limit, and may be behind when its resource version is 0. A limit and a version of the future together
+        are there an error of etcd (500), and of newer servers the same as without a limit, but for C{Retry-After}.
         """
         kind, version = collection.kind, access.version
         if self.list_body is not None and kind is SERVICES:
@@ -657,8 +667,13 @@ class KubernetesState:
         self, request: Request, collection: Collection, access: Access, arguments: Mapping[str, str]
     ) -> bytes | None:
         """
-        A watch without a resource version, or from 0, tells first of all that is there. A real server has the changes
-        of each kind in a memory of its own, which a compaction of etcd leaves alone and a restart empties.
+        A watch without a resource version, or from 0, tells first of all that is there, in no order. From a version
+        that is not remembered, 1.20 opens the watch (200), and ends it with an error event. From one of the future, it
+        tells nothing until after that, and no bookmark either: who watches a server that was restored from a backup
+        is not told that it waits in vain.
+
+        A real server has the changes of each kind in a memory of its own, which a compaction of etcd leaves alone and
+        a restart empties.
         """
         kind, version = collection.kind, access.version
         after = _read_version(arguments.get("resourceVersion", ""))
