@@ -248,7 +248,8 @@ class LeaseWatch(Service):
             if self._lost or now < may_end:
                 look = min(look, max(may_end, now + AGAIN))
             else:
-                self._ending[uid] = answer_of(self._end(lease), self.log).addBoth(self._ended, uid)
+                ending = self._ending[uid] = answer_of(self._end(lease), self.log)
+                ending.addBoth(self._ended, uid)
         if look < inf:
             self._sleep(max(0.0, look - now))
 
@@ -303,6 +304,7 @@ class LeaseWatch(Service):
         store = self.store
         self._losses += 1
         self._mirror.edition += 1
+        store.forget_answers()
         self.log.error("the claim store at {endpoint} has lost its data", endpoint=printable(store.api.endpoint))
         self._write(LOSS, write_loss(store.namespace, store.agent_id, store.ttl, store.session.stamp()))
         self._catch_up()

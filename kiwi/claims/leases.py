@@ -254,6 +254,11 @@ class LeaseClaimStore:
     def _latest(self) -> int:
         return 0 if self.mirror is None else self.mirror.latest
 
+    def forget_answers(self) -> None:
+        """The store has another past than the one in which it gave its answers."""
+        self._written.clear()
+        self._given_back.clear()
+
     def _has_forgotten(self) -> None:
         """An answer shows that the store has lost its data, which the watch has not told yet."""
         for watch in self.watches:
