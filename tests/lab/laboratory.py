@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 
+from tests.fakes.apiserver_process import RealAPIServer
+
 from .clocks import WallClock
 from .listening import Ears
 from .namespaces import LabError, Namespace, ip_batch, owned_name, sweep
@@ -43,6 +45,7 @@ CLIENT = IPv4Address("192.168.1.100")
 ETCD_PORT = 2379
 PROXY_PORT = 2389
 API_PORT = 8080
+SECURE_API_PORT = 6443
 WEB_PORT = 8080
 
 KIWI_OF_CHECKOUT = (sys.executable, "-c", "import sys; from kiwi.tap import main; sys.exit(main())")
@@ -133,10 +136,14 @@ class Host:
     _lab: Lab = field(repr=False)
     _web: WebServer | None = field(default=None, repr=False, init=False)
 
+    def command(self, *argv: str) -> list[str]:
+        """The command that runs C{argv} on the host, for a process that the lab need not know of."""
+        return ["ip", "netns", "exec", self.namespace.name, *argv]
+
     def run(self, *argv: str, check: bool = True, input: str | None = None) -> str:
         """Run a command on the host and return what it printed on both its outputs."""
         answer = subprocess.run(
-            ["ip", "netns", "exec", self.namespace.name, *argv],
+            self.command(*argv),
             input=input,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -334,6 +341,7 @@ class Cluster:
     @ivar etcd: the process of etcd, once it is started.
     @ivar data: the folder where etcd keeps what it knows, once it is started.
     @ivar api: the process of the API server, once it is started.
+    @ivar kubernetes: the real API server, once it is started.
     """
 
     host: Host
@@ -341,6 +349,7 @@ class Cluster:
     etcd: Process | None = field(default=None, init=False)
     data: Path | None = field(default=None, init=False)
     api: Process | None = field(default=None, init=False)
+    kubernetes: RealAPIServer | None = field(default=None, init=False)
 
     def start_etcd(self, binary: str, port: int = ETCD_PORT, name: str = "etcd", data: Path | None = None) -> Process:
         """
@@ -395,6 +404,28 @@ class Cluster:
         )
         self._lab.wait_until(lambda: self._answers(API_PORT, "/api"), "the API server to answer", 30)
         return self.api
+
+    def start_kube_apiserver(self, options: Sequence[str] = ()) -> RealAPIServer:
+        """
+        Start a real Kubernetes API server at C{https://192.168.1.10:6443}, with an etcd of its own, and wait until it
+        answers. The lab ends it at last.
+
+        @param options: further options of C{kube-apiserver}.
+        """
+        self.kubernetes = RealAPIServer(
+            Path(tempfile.mkdtemp(prefix="kube-apiserver-", dir=self._lab.directory)),
+            self.host,
+            CLUSTER,
+            SECURE_API_PORT,
+            options=options,
+        )
+        self.kubernetes.start()
+        return self.kubernetes
+
+    def processes(self) -> Sequence[Process]:
+        """What runs for as long as the lab does, or until a test ends it: etcd, and both kinds of API servers."""
+        found = [process for process in (self.etcd, self.api) if process is not None]
+        return [*found, *(self.kubernetes.processes if self.kubernetes else ())]
 
     def _answers(self, port: int, path: str) -> bool:
         try:
@@ -542,7 +573,7 @@ class Lab:
 
     def renew(self) -> None:
         """End the processes on the hosts and make the hosts new; the client and the cluster stay as they are."""
-        staying = {id(process) for process in (self.cluster.etcd, self.cluster.api)}
+        staying = {id(process) for process in self.cluster.processes()}
         self._stop_everything(lambda process: id(process) not in staying)
         for host in self.hosts:
             host.close()
