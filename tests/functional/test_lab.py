@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 
+from tests.fakes.apiserver_process import kubectl_binary
 from tests.lab.laboratory import CLUSTER, PROXY_PORT
 from tests.lab.proxy import LATENESS, LOSSY, PLAIN, SLOW
 
@@ -66,3 +67,23 @@ class ProxyTests(AgentTestCase):
         self.assertGreater(fates["swallowed"], 0)
         self.assertGreater(fates["dropped"], 0)
         self.assertGreater(fates["passed"], 8)
+
+
+class KubernetesTests(AgentTestCase):
+    """The real API server on the cluster's host."""
+
+    def test_reached(self) -> None:
+        """Hosts reach it by its address, also those that are made after it; its certificate is good for that."""
+        server = self.lab.cluster.kubernetes or self.lab.cluster.start_kube_apiserver()
+
+        def asked() -> str:
+            command = (kubectl_binary(), "--kubeconfig", str(server.kubeconfig()), "get", "--raw=/readyz")
+            return self.lab.hosts[0].run(*command, check=False)
+
+        self.assertEqual((server.endpoint, asked()), ("https://192.168.1.10:6443", "ok"))
+        self.lab.renew()
+        self.assertEqual(asked(), "ok")
+        server.kill()
+        self.assertIn("refused", asked())
+        server.start()
+        self.assertEqual(asked(), "ok")
