@@ -16,7 +16,7 @@ from .selection import Network
 from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
-STORES = ("etcd2", "memory")
+STORES = ("auto", "kubernetes", "etcd2", "memory")
 SOURCES = ("externalIPs", "loadBalancer")
 
 
@@ -34,6 +34,8 @@ class Settings:
     @ivar kube_endpoint: the URL of the API server; C{None} where it is to be found, and always with C{kubeconfig}.
     @ivar kubeconfig: the path of a kubeconfig file.
     @ivar context: the name of a context in a kubeconfig; C{None} for the current one.
+    @ivar etcd_is_given: somebody has said where etcd is, or where Kiwi's keys are in it.
+    @ivar lease_namespace: where Leases are, if those are the claims.
     @ivar agent_id: unique among the agents.
     @ivar node_name: of the Node that this host is in Kubernetes.
     @ivar sources: the fields of Services that count.
@@ -51,7 +53,9 @@ class Settings:
     kube_api: str
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
+    etcd_is_given: bool
     store: str
+    lease_namespace: str
     agent_id: str
     node_name: str
     sources: Sources
@@ -115,7 +119,9 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
             checked("etcd-endpoint", text, _server("http")) for text in many("etcd-endpoint", "http://localhost:2379")
         ),
         etcd_prefix=checked("etcd-prefix", given("etcd-prefix", "/kiwi"), _prefix),
-        store=checked("store", given("store", "etcd2"), _one_of(STORES)),
+        etcd_is_given=any(given(name, "") for name in ("etcd-endpoint", "etcd-prefix")),
+        store=checked("store", given("store", "auto"), _one_of(STORES)),
+        lease_namespace=checked("lease-namespace", given("lease-namespace", "kiwi"), _namespace),
         agent_id=agent_id,
         node_name=checked("node-name", node_name, _node_name) if node_name else agent_id,
         sources=Sources(
@@ -164,6 +170,12 @@ def _network(text: str) -> Network:
 
 def _server(*schemes: str) -> Callable[[str], str]:
     return lambda text: server_url(text, schemes)
+
+
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise ValueError("give the name of a namespace: at most 63 small letters, digits and dashes between them")
+    return text
 
 
 def _prefix(text: str) -> str:

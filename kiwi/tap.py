@@ -28,10 +28,11 @@ from .agent import Agent
 from .backoff import BackoffPolicy
 from .claims.etcd2 import Etcd2ClaimStore
 from .claims.interface import IClaimStore
+from .claims.leases import LeaseClaimStore
 from .claims.memory import MemoryClaims
 from .connections import http_clients
 from .converger import LONGEST_WAIT_FOR_STORE
-from .kubernetes.access import AccessError, find_access
+from .kubernetes.access import Access, AccessError, find_access
 from .kubernetes.api import KubernetesAPI
 from .kubernetes.client import Objects
 from .kubernetes.processes import run
@@ -65,8 +66,8 @@ class Options(usage.Options):
     """
 
     longdesc = (
-        "Gives Kubernetes Services their public IP addresses on plain hosts: claims each address in etcd, puts it on "
-        "the interface, announces it, and marks its traffic. Every option can also be given as an environment "
+        "Gives Kubernetes Services their public IP addresses on plain hosts: claims each address, puts it on the "
+        "interface, announces it, and marks its traffic. Every option can also be given as an environment "
         "variable: --etcd-prefix as KIWI_ETCD_PREFIX, and so on; several values are separated by commas."
     )
 
@@ -77,7 +78,14 @@ class Options(usage.Options):
         ["context", None, None, "Which part of the kubeconfig. [default: its current-context]"],
         ["kube-api", None, None, "v1, v1beta3, v1beta1, or auto: the newest that is offered. [default: auto]"],
         ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
-        ["store", None, None, "Claim store: etcd2, or memory for a single host. [default: etcd2]"],
+        [
+            "store",
+            None,
+            None,
+            "Claim store: kubernetes (Leases), etcd2, memory for a single host, or auto: etcd2 where an etcd option is "
+            "given, kubernetes in a Pod or with a kubeconfig. [default: auto]",
+        ],
+        ["lease-namespace", None, None, "Where Leases are, with --store kubernetes. [default: kiwi]"],
         ["agent-id", None, None, "Unique among the agents; --id is the same. [default: the host name]"],
         ["node-name", None, None, "Name of this host's Node in Kubernetes. [default: the agent's id]"],
         [
@@ -172,6 +180,7 @@ def makeService(options: Options) -> IService:
         access = find_access(chosen, os.environ, partial(run, reactor), clock, time.time)
     except AccessError as error:
         raise SystemExit(f"kiwi: {error}") from None
+    store = choose_store(chosen, access)
     interface = _checked_interface(chosen)
     names = _only_one(chosen, interface)
     network, watch_host, watch_neighbours, parts = (
@@ -188,7 +197,11 @@ def makeService(options: Options) -> IService:
         version=__version__,
         interface=interface,
         ranges=", ".join(map(str, chosen.cidr_ranges)) or "the subnets of the interface",
-        store="memory" if chosen.store == "memory" else " ".join(chosen.etcd_endpoints) + chosen.etcd_prefix,
+        store={
+            "memory": "memory",
+            "kubernetes": f"Leases of Kubernetes in namespace {chosen.lease_namespace}",
+            "etcd2": " ".join(chosen.etcd_endpoints) + chosen.etcd_prefix,
+        }[store],
     )
     log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
     for warning in access.warnings:
@@ -197,7 +210,7 @@ def makeService(options: Options) -> IService:
         Terms(_record(chosen), chosen.ttl, chosen.probe_wait),
         chosen.cidr_ranges,
         clock,
-        _store(chosen, *to_store, clock),
+        _store(store, chosen, server, *to_store, clock),
         network,
         backoff,
         lambda changed: ObjectWatch(Objects(server, SERVICES), chosen.kube_api, backoff, changed, PUBLIC),
@@ -261,9 +274,33 @@ def _checked_interface(chosen: Settings) -> str:
     return interface
 
 
-def _store(chosen: Settings, pooled: HTTPClient, unpooled: HTTPClient, clock: IReactorTime) -> IClaimStore:
-    if chosen.store == "memory":
+def choose_store(chosen: Settings, access: Access) -> str:
+    """Which claim store it is; raises L{SystemExit} with one line where C{auto} finds none."""
+    if chosen.store != "auto":
+        return chosen.store
+    if chosen.etcd_is_given:
+        return "etcd2"
+    if access.is_personal:
+        return "kubernetes"
+    raise SystemExit(
+        "kiwi: --store: 'auto': this is no Pod, and there is neither a kubeconfig nor an etcd option; give "
+        "--kubeconfig FILE, --etcd-endpoint URL, or --store memory on a single host"
+    )
+
+
+def _store(
+    store: str,
+    chosen: Settings,
+    server: KubernetesAPI,
+    pooled: HTTPClient,
+    unpooled: HTTPClient,
+    clock: IReactorTime,
+) -> IClaimStore:
+    backoff = evolve(_backoff(chosen), longest=min(LONGEST_WAIT_FOR_STORE, chosen.reconnect_interval))
+    if store == "memory":
         return MemoryClaims(clock).store(chosen.agent_id, chosen.ttl)
+    if store == "kubernetes":
+        return LeaseClaimStore(server, chosen.lease_namespace, chosen.agent_id, chosen.ttl, backoff, time.time)
     return Etcd2ClaimStore(
         pooled,
         unpooled,
@@ -272,7 +309,7 @@ def _store(chosen: Settings, pooled: HTTPClient, unpooled: HTTPClient, clock: IR
         chosen.etcd_prefix,
         chosen.agent_id,
         chosen.ttl,
-        evolve(_backoff(chosen), longest=min(LONGEST_WAIT_FOR_STORE, chosen.reconnect_interval)),
+        backoff,
     )
 
 

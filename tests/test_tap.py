@@ -10,8 +10,12 @@ from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi import __version__
+from kiwi.kubernetes.access import Access
 from kiwi.settings import settings
-from kiwi.tap import Options, _record, makeService
+from kiwi.tap import Options, _record, choose_store, makeService
+
+ANONYMOUS = Access("http://localhost:8080", "the default")
+PERSONAL = Access("https://kubernetes:6443", "a kubeconfig", is_personal=True)
 
 
 class OptionsTests(SynchronousTestCase):
@@ -52,7 +56,7 @@ class OptionsTests(SynchronousTestCase):
             self.assertRaises(SystemExit, self.parsed, "--help")
         for name in (
             *("--interface=", "--cidr-range=", "--kube-endpoint=", "--kube-api=", "--etcd-endpoint=", "--etcd-prefix="),
-            *("--kubeconfig=", "--context="),
+            *("--kubeconfig=", "--context=", "--lease-namespace="),
             *("--store=", "--agent-id=", "--id=", "--ttl=", "--fwchain=", "--fwmark=", "--no-driver"),
             *("--node-name=", "--sources=", "--load-balancer-class="),
             *("--reconnect-interval=", "--verbose", "--debug"),
@@ -65,6 +69,40 @@ class OptionsTests(SynchronousTestCase):
         with redirect_stdout(printed):
             exit_ = self.assertRaises(SystemExit, self.parsed, "--version")
         self.assertEqual((exit_.code, printed.getvalue()), (0, f"kiwi {__version__}\n"))
+
+
+class StoreTests(SynchronousTestCase):
+    """Which claim store C{auto} is."""
+
+    def chosen(self, access: Access, **options: str) -> str:
+        return choose_store(settings(options, {}, "node-1"), access)
+
+    def test_etcd(self) -> None:
+        """It is etcd where somebody has said something of etcd, also in a variable, and also in a Pod."""
+        for options, variables in (
+            ({"etcd-endpoint": ["http://a:2379"]}, {}),
+            ({"etcd-prefix": "/p"}, {}),
+            ({}, {"KIWI_ETCD_ENDPOINT": "http://a:2379"}),
+            ({}, {"KIWI_ETCD_PREFIX": "/p"}),
+        ):
+            for access in (PERSONAL, ANONYMOUS):
+                self.assertEqual(choose_store(settings(options, variables, "node-1"), access), "etcd2")
+
+    def test_kubernetes(self) -> None:
+        """It is Kubernetes in a Pod, or with a kubeconfig."""
+        self.assertEqual(self.chosen(PERSONAL), "kubernetes")
+
+    def test_neither(self) -> None:
+        """Elsewhere, what to give is said in one line."""
+        exit_ = self.assertRaises(SystemExit, self.chosen, ANONYMOUS)
+        self.assertIn("--kubeconfig FILE, --etcd-endpoint URL, or --store memory", str(exit_))
+        self.assertEqual(len(str(exit_).splitlines()), 1)
+
+    def test_chosen(self) -> None:
+        """What is chosen is taken, whatever there is."""
+        for store in ("kubernetes", "etcd2", "memory"):
+            for access in (PERSONAL, ANONYMOUS):
+                self.assertEqual(self.chosen(access, store=store), store)
 
 
 class RecordTests(SynchronousTestCase):

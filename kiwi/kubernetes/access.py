@@ -45,6 +45,7 @@ class Access:
     @ivar credentials: what to show with each request.
     @ivar tls: how to make connections; C{None} for plain HTTP.
     @ivar warnings: what an operator should know about it, a line each.
+    @ivar is_personal: it comes with who this agent is there: from a kubeconfig, or from the Pod that it is.
     """
 
     endpoint: str
@@ -52,6 +53,7 @@ class Access:
     credentials: ICredentials = field(factory=NoCredentials)
     tls: TLS | None = None
     warnings: tuple[str, ...] = ()
+    is_personal: bool = False
 
 
 def find_access(
@@ -124,7 +126,7 @@ def _of_kubeconfig(
     source = f"as context {quoted(config.context)} of {printable(config.path)} says"
     if urlsplit(cluster.server).scheme != "https":
         warning = f"{cluster.server} is not https: the credentials in {printable(config.user_path)} are not sent to it"
-        return Access(cluster.server, source, warnings=() if user == User() else (warning,))
+        return Access(cluster.server, source, warnings=() if user == User() else (warning,), is_personal=True)
     client = _client(user, clock.seconds)
     credentials: ICredentials
     if user.exec is not None:
@@ -138,7 +140,8 @@ def _of_kubeconfig(
         f"the certificate of {cluster.server} is NOT checked (insecure-skip-tls-verify): whoever answers there is "
         "believed, and is shown the credentials"
     )
-    return Access(cluster.server, source, credentials, tls, (warning,) if cluster.insecure else ())
+    warnings = (warning,) if cluster.insecure else ()
+    return Access(cluster.server, source, credentials, tls, warnings, is_personal=True)
 
 
 def _of_pod(host: str, port: str, folder: str, clock: IReactorTime) -> Access:
@@ -150,7 +153,8 @@ def _of_pod(host: str, port: str, folder: str, clock: IReactorTime) -> Access:
     token = TokenFile(os.path.join(folder, "token"), clock.seconds)
     token.check()
     cluster = Cluster(endpoint, File(os.path.join(folder, "ca.crt")))
-    return Access(endpoint, "as the service account of this Pod", token, _tls(cluster, clock.seconds))
+    tls = _tls(cluster, clock.seconds)
+    return Access(endpoint, "as the service account of this Pod", token, tls, is_personal=True)
 
 
 def _credentials(user: User, seconds: Callable[[], float]) -> ICredentials:

@@ -220,17 +220,21 @@ class WrongOptionTests(AgentTestCase):
     def test_missing_privileges(self) -> None:
         """Without the capability to change the network."""
         without = ("setpriv", "--bounding-set", "-net_admin,-net_raw", "--inh-caps", "-net_admin,-net_raw")
-        self.assertIn("NET_ADMIN", self._refused(*without, *self.lab.kiwi, "--interface", "em1"))
+        self.assertIn("NET_ADMIN", self._refused(*without, *self.lab.kiwi, "--store", "etcd2", "--interface", "em1"))
 
     def test_no_iptables(self) -> None:
         """Where there is no iptables."""
         without = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /usr/sbin && exec "$@"', "sh")
-        self.assertIn("iptables", self._refused(*without, *self.lab.kiwi, "--interface", "em1"))
+        self.assertIn("iptables", self._refused(*without, *self.lab.kiwi, "--store", "etcd2", "--interface", "em1"))
+
+    def test_no_store(self) -> None:
+        """Where nothing says which claim store it should be, that is what to give."""
+        self.assertIn("--store: 'auto'", self._refused(*self.lab.kiwi, "--interface", "em1"))
 
     def test_no_default_route(self) -> None:
         """Where the interface cannot be told."""
         self.lab.hosts[0].run("ip", "route", "del", "default")
-        self.assertIn("--interface", self._refused(*self.lab.kiwi))
+        self.assertIn("--interface", self._refused(*self.lab.kiwi, "--store", "etcd2"))
 
 
 class LogTests(AgentTestCase):
