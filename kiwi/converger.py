@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from .backoff import BackoffPolicy
 from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
-from .model import AgentRecord, Assignment, Claims, Hold, Host, Mark, Service, ServiceName
+from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Hold, Host, Mark, Service, ServiceName
 from .network.interface import Assigned, NetworkError, Unassigned
 from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
@@ -64,8 +64,11 @@ REST_OF_TAKEN = 0.1
 """Seconds until an agent tries again for an address that was taken although nobody was seen to have it."""
 
 
-TWIN_PATIENCE = 1.0
-"""Seconds more than a TTL for which the record of another agent with this agent's id must last to be of one alive."""
+TWIN_PATIENCE = 2.0
+"""
+Seconds more than a TTL, as slow clocks count it, for which the record of another agent with this agent's id must last
+to be of one alive.
+"""
 
 TIME_TO_BE_REFUSED = 1.0
 """Seconds within which an agent that claims an address hears that a stranger has it, and gives the claim back."""
@@ -632,7 +635,7 @@ class Converger(TwistedService):
         if there is None or there.instance == self.terms.record.instance or there.place == self.terms.record.place:
             self._twin_until = None
         elif self._twin_until is None:
-            self._twin_until = now + self.terms.ttl + TWIN_PATIENCE
+            self._twin_until = now + self.terms.ttl * (1 + 2 * CLOCK_DRIFT) + TWIN_PATIENCE
             self.log.warn(
                 "an agent with the id {agent} is registered on host {host}; waiting {ttl} s for its record to end",
                 agent=self.terms.id,

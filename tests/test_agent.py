@@ -535,7 +535,7 @@ class NameTests(AgentTestCase):
         second.tell(WEB, service("other", OTHER))
         self.world.pass_time(self.world.ttl)
         self.assertEqual((second.carried, second.refusals), (set(), []))
-        self.world.pass_time(2)
+        self.world.pass_time(3)
         self.assertEqual((second.carried, len(second.refusals), first.refusals), (set(), 1, []))
         self.assertIn("another agent with the id 'node-1' runs on host node-1", second.refusals[0])
         stopped = second.stop()

@@ -58,13 +58,16 @@ class IClaimStore(Interface):
     """
     The judge of who carries an address. A store is made for one agent id and one TTL.
 
+    An agent registers before it claims anything: in some stores claims rest on the record of their agent. There, they
+    last for as long as that does, and whatever confirms one of them, or the record, confirms all.
+
     No method fails: whatever goes wrong is an L{Unavailable}. Every answer comes within a time that the TTL bounds.
     """
 
     def acquire(address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
         """
         Create the claim, if nobody has it. A claim that this agent has already is L{Taken} with its own id as holder
-        (renewing then tells whether it lasts).
+        (renewing then tells whether it lasts). Where claims rest on records, it is granted from when that was confirmed.
         """
 
     def renew(addresses: AbstractSet[IPv4Address]) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
@@ -75,7 +78,7 @@ class IClaimStore(Interface):
 
     def register(record: AgentRecord, replacing: AgentRecord | None = None) -> Deferred[Granted | Taken | Unavailable]:
         """
-        Tell the other agents of this one, for a TTL. Those who watch hear of it each time.
+        Tell the other agents of this one, for a TTL. Those who watch hear of what is new in it.
 
         It is L{Taken} (by an unnamed holder) where there is a record of this id that is neither the same nor the one to
         be replaced.

@@ -15,6 +15,7 @@ from kiwi.kubernetes.credentials import NoCredentials
 from kiwi.kubernetes.services import SERVICES
 from kiwi.kubernetes.watch import ObjectWatch
 from tests.fakes.kubernetes import encode, service
+from tests.fakes.kubernetes.access import Access
 
 from .clusters import Following, MemoryCluster, captured_log, latest
 
@@ -545,6 +546,112 @@ class DetectionTests(Case):
         following = self.follow("auto")
         self.assertEqual(following.names, ["web"])
         self.assertEqual(self.requests(), ["GET /api", "GET /api/v1/services?limit=1", LIST, watch_from(2)])
+
+
+class PagesTests(Case):
+    """Lists come in parts."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for number in range(1200):
+            self.state.put(service(f"s{number:04}", [f"10.1.{number // 250}.{number % 250 + 1}"]))
+
+    def test_pages(self) -> None:
+        """Everything is known when the last part is there, as of one moment, and is told together."""
+        following = self.follow()
+        self.cluster.wait(0.1)
+        self.assertEqual([len(told) for told in following.told], [1201])
+        *pages, watch = self.requests()
+        self.assertEqual([request.partition("&")[0] for request in pages], [LIST] * 3)
+        self.assertEqual(["&continue=" in request for request in pages], [False, True, True])
+        self.assertEqual(watch, watch_from(1202))
+
+    def before_the_second_part(self, act: Callable[[], object]) -> None:
+        """Let something happen while a list is asked for."""
+        asked: list[str] = []
+
+        def authorize(access: Access) -> bool:
+            asked.append(access.verb)
+            if asked == ["list", "list"]:
+                act()
+            return True
+
+        self.state.authorize = authorize
+
+    def test_changed_meanwhile(self) -> None:
+        """What happens between two parts is told by the watch."""
+
+        def act() -> None:
+            self.state.delete("s0001")
+            self.state.put(service("new", ["10.2.0.1"]))
+
+        self.before_the_second_part(act)
+        following = self.follow()
+        self.cluster.wait(0.1)
+        self.assertEqual(len(following.told[-1]), 1201)
+        self.assertEqual({"new", "s0001"} & set(following.names or ()), {"new"})
+
+    def test_forgotten_meanwhile(self) -> None:
+        """A server that has forgotten how things were at the first part is asked for all at once."""
+
+        def act() -> None:
+            self.state.put(service("new", ["10.2.0.1"]))
+            self.state.compact()
+
+        self.before_the_second_part(act)
+        following = self.follow()
+        self.cluster.wait(0.1)
+        self.assertEqual([len(told) for told in following.told], [1202])
+        self.assertEqual(self.requests()[-2:], ["GET /api/v1/services", watch_from(1203)])
+
+    def test_memory(self) -> None:
+        """What there is nothing to know of is not kept beyond its part."""
+        for number in range(9000):
+            self.state.put(service(f"inner{number}", annotations={"large": "x" * 1000}))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        following = self.follow()
+        self.cluster.wait(0.1)
+        self.assertEqual([len(told) for told in following.told], [1201])
+        # The server in memory is in the same process: what it renders of a part counts here, too.
+        self.assertLess(tracemalloc.get_traced_memory()[1], 40 * 2**20)
+
+
+class InBetweenTests(Case):
+    """What is between the agent and the server, and servers that take turns."""
+
+    def test_cut_after_a_minute(self) -> None:
+        """A balancer that cuts connections when they are a minute old never finds one."""
+        self.followed()
+        born: dict[int, float] = {}
+        for _ in range(600):
+            self.cluster.turn(1)
+            born = {id(each): born.get(id(each), self.cluster.clock.seconds()) for each in self.state.watchers}
+            self.assertLess(self.cluster.clock.seconds() - min(born.values()), 60)
+        self.assertEqual((set(self.requests()) - {LIST}, self.heard()), ({watch_from(2)}, []))
+
+    def test_behind(self) -> None:
+        """A server that does not know yet what another one has told is asked for everything."""
+        following = self.followed()
+        self.state.refuses_future = True
+        self.state.put(service("dns", ["192.168.1.42"]))
+        self.cluster.turn()
+        self.state.resource_version = 2
+        self.state.end_watches()
+        self.cluster.wait(1)
+        self.assertEqual(self.requests(), [watch_from(3), LIST, watch_from(2)])
+        self.assertEqual(following.names, ["dns", "web"])
+
+    def test_too_many_requests(self) -> None:
+        """A server that is asked too much says when to come again, and is left alone until then."""
+        self.followed()
+        self.state.fail(429, retry_after="20")
+        self.state.drop_connections()
+        self.cluster.wait(19)
+        self.assertEqual(len(self.requests()), 1)
+        self.state.recover()
+        self.cluster.wait(3)
+        self.assertEqual(self.requests(), [LIST, watch_from(2)])
 
 
 class RefusalTests(Case):
