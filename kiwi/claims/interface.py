@@ -67,7 +67,8 @@ class IClaimStore(Interface):
     def acquire(address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
         """
         Create the claim, if nobody has it. A claim that this agent has already is L{Taken} with its own id as holder
-        (renewing then tells whether it lasts). Where claims rest on records, it is granted from when that was confirmed.
+        (renewing then tells whether it lasts). Where claims rest on records, it is granted from when the record was
+        confirmed.
         """
 
     def renew(addresses: AbstractSet[IPv4Address]) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:

@@ -42,7 +42,6 @@ class LeaseMirror:
     """
     What was seen of the Leases: lists, and the events after them.
 
-    @ivar ttl: of sessions of which only claims tell, in seconds.
     @ivar claims: by address.
     @ivar sessions: by uid.
     @ivar names: the uids of the sessions whose Leases are there, by the names of these.
@@ -51,7 +50,6 @@ class LeaseMirror:
     @ivar edition: another number whenever something else is known than before, but for what only time changes.
     """
 
-    ttl: float
     claims: dict[IPv4Address, ClaimLease] = field(factory=dict, init=False)
     sessions: dict[str, Session] = field(factory=dict, init=False)
     names: dict[str, str] = field(factory=dict, init=False)
@@ -101,7 +99,7 @@ class LeaseMirror:
                 self.claims[lease.address] = lease
                 self.edition += 1
             if lease.session not in self.sessions:
-                self.sessions[lease.session] = Session(None, now, self.ttl, gone=True)
+                self.sessions[lease.session] = Session(None, now, lease.ttl, gone=True)
         else:
             self._put_session(lease, now)
 

@@ -78,12 +78,14 @@ class ClaimLease:
     A claim.
 
     @ivar session: the uid of the Lease of the agent that has it.
+    @ivar ttl: of that Lease, in seconds.
     """
 
     address: IPv4Address
     identity: Identity
     holder: str
     session: str
+    ttl: float
     transitions: int = 0
 
     @property
@@ -169,7 +171,7 @@ def read_lease(document: Mapping[str, Any]) -> Lease:
     transitions = spec.get("leaseTransitions")
     if not (isinstance(transitions, int) and 0 <= transitions < 2**31 - 1):
         transitions = 0
-    return ClaimLease(address, identity, holder, session, transitions)
+    return ClaimLease(address, identity, holder, session, _ttl(spec), transitions)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -204,15 +206,22 @@ def write_agent(
 
 
 def write_claim(
-    namespace: str, address: IPv4Address, holder: str, session: str, now: str, over: ClaimLease | None = None
+    namespace: str, address: IPv4Address, holder: str, session: str, ttl: int, now: str, over: ClaimLease | None = None
 ) -> dict[str, Any]:
     """
     A claim.
 
+    @param ttl: of the session; the claim itself needs no renewal.
+
     @param over: the one that it replaces.
     """
     transitions = 0 if over is None else over.transitions + (over.holder != holder)
-    spec = {"holderIdentity": holder, "acquireTime": now, "leaseTransitions": transitions}
+    spec = {
+        "holderIdentity": holder,
+        "leaseDurationSeconds": ttl,
+        "acquireTime": now,
+        "leaseTransitions": transitions,
+    }
     return _document(namespace, str(address), spec, {SESSION: session}, over.identity if over else None)
 
 

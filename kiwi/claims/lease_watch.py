@@ -91,7 +91,7 @@ class LeaseWatch(Service):
 
     def __attrs_post_init__(self) -> None:
         store = self.store
-        self._mirror = LeaseMirror(store.ttl)
+        self._mirror = LeaseMirror()
         self._objects = Objects(
             store.api, LEASES, store.namespace, timeout=store.ttl * OPEN_TIME, lasting=LONGEST_WATCH
         )

@@ -140,7 +140,7 @@ class LeaseClaimStore:
         """Make a claim that rests on a session; C{None} where there is another one than was thought."""
         known, name = self._latest(), str(address)
         said: Lease | Conflict | Gone
-        document = write_claim(self.namespace, address, self.agent_id, session, self.session.stamp(), over)
+        document = write_claim(self.namespace, address, self.agent_id, session, self.ttl, self.session.stamp(), over)
         if over is None:
             _, said = await self.requests.create(name, document, deadline)
         else:
