@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from math import inf
 from random import Random
@@ -23,10 +24,9 @@ from kiwi.claims.interface import IClaimStore
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import Converger
 from kiwi.kubernetes.api import KubernetesAPI
-from kiwi.kubernetes.client import Objects
+from kiwi.kubernetes.cluster import ClusterWatch
 from kiwi.kubernetes.credentials import NoCredentials
-from kiwi.kubernetes.services import SERVICES
-from kiwi.kubernetes.watch import ObjectWatch
+from kiwi.kubernetes.services import Sources
 from kiwi.model import AgentRecord
 from kiwi.network.intents import Network as HostNetwork
 from kiwi.network.interface import IAddresses
@@ -195,7 +195,7 @@ class SimulatedHost:
             world.mutation.store(store, clock),
             network,
             backoff,
-            lambda changed: ObjectWatch(Objects(server, SERVICES), "v1", backoff, changed),
+            partial(ClusterWatch, server, backoff, "v1", Sources(), self.name, False),
             watch_host,
             watch_neighbours,
             self._refused,
