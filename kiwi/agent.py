@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
 from effect import ComposedDispatcher, Effect, base_dispatcher
@@ -18,7 +18,7 @@ from .claims.interface import IClaimStore
 from .converger import Converger
 from .heartbeat import Heartbeat
 from .logs import logger
-from .model import Service, ServiceName
+from .model import Cluster
 from .network.intents import Network, network_dispatcher
 from .planning import Terms
 from .selection import Network as Subnet
@@ -26,7 +26,7 @@ from .selection import Network as Subnet
 TIME_TO_DRAIN = 4.0
 """Seconds that an agent takes, at most, to take everything back when it is told to go."""
 
-ServicesChanged = Callable[[Mapping[ServiceName, Service]], None]
+ClusterChanged = Callable[[Cluster], None]
 
 
 class Agent(MultiService):
@@ -46,14 +46,14 @@ class Agent(MultiService):
         store: IClaimStore,
         network: Network,
         backoff: BackoffPolicy,
-        watch_services: Callable[[ServicesChanged], IService],
+        watch_cluster: Callable[[ClusterChanged], IService],
         watch_host: Callable[[Callable[[], None]], IService],
         watch_neighbours: Callable[[Callable[[IPv4Address, bytes], None]], IService],
         refused: Callable[[str], None],
         parts: Sequence[IService] = (),
     ) -> None:
         """
-        @param watch_services: makes the service that tells of the Services.
+        @param watch_cluster: makes the service that tells what Kubernetes asks for.
         @param watch_host: makes the service that tells of changes of the host.
         @param watch_neighbours: makes the service that tells who on the link says to have which address.
         @param refused: told why, once, when this agent must not run.
@@ -74,7 +74,7 @@ class Agent(MultiService):
             watch_host(self.converger.host_changed),
             watch_neighbours(self.converger.neighbour_heard),
             store.watch(self.converger.claims_changed),
-            watch_services(self.converger.services_changed),
+            watch_cluster(self.converger.cluster_changed),
             Heartbeat(clock, terms.ttl, self.converger.beat),
         ):
             part.setServiceParent(self)

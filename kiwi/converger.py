@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
@@ -19,9 +19,9 @@ from twisted.python.failure import Failure
 from .backoff import BackoffPolicy
 from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
-from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Hold, Host, Mark, Service, ServiceName
+from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Cluster, Hold, Host, Mark
 from .network.interface import Assigned, NetworkError, Unassigned
-from .planning import LONGEST_SETTLING, Announced, Plan, Situation, Terms, Written, plan
+from .planning import LONGEST_SETTLING, Announced, Plan, Recorded, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
 from .steps import (
     ADDRESSES,
@@ -63,6 +63,9 @@ LONGEST_WAIT_FOR_STORE = 0.5
 REST_OF_TAKEN = 0.1
 """Seconds until an agent tries again for an address that was taken although nobody was seen to have it."""
 
+REFUSED_AGAIN = 60.0
+"""Seconds within which a wish that is granted and refused by turns is not called refused once more."""
+
 
 TWIN_PATIENCE = 2.0
 """
@@ -102,6 +105,11 @@ class _Foreign:
     until: float
 
 
+def _takes_part(claims: Claims) -> set[str]:
+    """The agents that carry what is theirs to carry."""
+    return {agent for agent, record in claims.agents.items() if not record.standby}
+
+
 @define(eq=False)
 class Converger(TwistedService):
     """
@@ -119,10 +127,10 @@ class Converger(TwistedService):
     backoff: BackoffPolicy
     refused: Callable[[str], None]
 
-    _services: Mapping[ServiceName, Service] | None = field(default=None, init=False)
+    _cluster: Cluster | None = field(default=None, init=False)
     _selection: Selection | None = field(default=None, init=False)
-    _selected_for: tuple[object, object] = field(default=(None, None), init=False)
-    _refusals: frozenset[Refusal] = field(default=frozenset(), init=False)
+    _selected_for: tuple[object, object, object] = field(default=(None, None, None), init=False)
+    _told_refused: dict[Refusal, float] = field(factory=dict, init=False)
     _claims: Claims | None = field(default=None, init=False)
     _heard: dict[IPv4Address, _Heard] = field(factory=dict, init=False)
     _holds: dict[IPv4Address, Hold] = field(factory=dict, init=False)
@@ -148,14 +156,14 @@ class Converger(TwistedService):
     _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
-    _leaving_since: float | None = field(default=None, init=False)
+    _recorded: Recorded | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
     _recorded_at: float = field(default=-inf, init=False)
     _claimed_here: set[IPv4Address] = field(factory=set, init=False)
     _newest_agent: float = field(default=-inf, init=False)
-    _known_until: dict[str, float] = field(factory=dict, init=False)
+    _known_until: dict[str, tuple[AgentRecord, float]] = field(factory=dict, init=False)
     _gave_up: dict[str, float] = field(factory=dict, init=False)
-    _recalled: AbstractSet[str] = field(default=frozenset(), init=False)
+    _recalled: Mapping[str, AgentRecord] = field(factory=dict, init=False)
     _recalled_until: float = field(default=-inf, init=False)
     _is_refused: bool = field(default=False, init=False)
     _twin_until: float | None = field(default=None, init=False)
@@ -165,7 +173,8 @@ class Converger(TwistedService):
     _rests: dict[Subject, float] = field(factory=dict, init=False)
     _store_trouble: bool = field(default=False, init=False)
     _draining: bool = field(default=False, init=False)
-    _draining_since: float = field(default=-inf, init=False)
+    _going_since: float = field(default=-inf, init=False)
+    _fit_since: float = field(default=-inf, init=False)
     _drained: Deferred[None] = field(factory=Deferred, init=False)
     _next_pass: IDelayedCall | None = field(default=None, init=False)
     _rested_at: float = field(default=0.0, init=False)
@@ -174,10 +183,30 @@ class Converger(TwistedService):
 
     # What wakes it.
 
-    def services_changed(self, services: Mapping[ServiceName, Service]) -> None:
-        """These are the Services now."""
-        self._services = services
+    def cluster_changed(self, cluster: Cluster) -> None:
+        """This is what Kubernetes asks for now."""
+        before, self._cluster = self._unfit, cluster
+        if cluster.unfit != before:
+            self._note_fitness(before)
         self._wake()
+
+    @property
+    def _unfit(self) -> str:
+        return self._cluster.unfit if self._cluster is not None else ""
+
+    def _note_fitness(self, before: str) -> None:
+        """See Note [Handing over] in L{kiwi.planning}."""
+        if self._unfit:
+            self.log.warn("{agent}: carries nothing for now: {reason}", agent=self.terms.id, reason=self._unfit)
+        else:
+            self.log.info("{agent}: may carry addresses again", agent=self.terms.id)
+        if bool(self._unfit) != bool(before):
+            now = self.clock.seconds()
+            if not self._unfit:
+                self._fit_since = now
+            elif not self._draining:
+                self._going_since = now
+            self._registration_due = True
 
     def claims_changed(self, claims: Claims) -> None:
         """This is what the claim store knows now."""
@@ -191,10 +220,10 @@ class Converger(TwistedService):
         }
         now = self.clock.seconds()
         self._note_who_carries(claims, now)
-        self._known_until = {a: until for a, until in self._known_until.items() if now < until + self.terms.ttl}
-        self._known_until.update(dict.fromkeys(self._claims.agents if self._claims else (), now))
+        known = {a: known for a, known in self._known_until.items() if now < known[1] + self.terms.ttl}
+        self._known_until = known | {a: (record, now) for a, record in (self._claims or Claims()).agents.items()}
         self._note_who_gave_up(claims, now)
-        if self._claims is None or claims.agents.keys() - self._claims.agents.keys():
+        if self._claims is None or _takes_part(claims) - _takes_part(self._claims):
             self._newest_agent = now
         self._note_loss(claims, now)
         self._claims = claims
@@ -252,18 +281,22 @@ class Converger(TwistedService):
         When a store that was away comes back, the records of all agents have ended, and each one that is alive would
         think itself alone. Those that were known when this agent's own record was still there are as alive as it is.
         """
-        known = self._known_until.keys() | (self._claims.agents.keys() if self._claims else set())
-        self._recalled, self._recalled_until = known - {self.terms.id}, self.clock.seconds() + LONGEST_SETTLING
+        known = {agent: record for agent, (record, _) in self._known_until.items()}
+        known |= self._claims.agents if self._claims else {}
+        known.pop(self.terms.id, None)
+        self._recalled, self._recalled_until = known, self.clock.seconds() + LONGEST_SETTLING
 
     def _note_who_gave_up(self, claims: Claims, now: float) -> None:
         """
-        An agent that gives up a claim to what is still wanted, or lets it end, cannot carry anything at the moment, or
-        is dead and its record ends later. The others share without it.
+        An agent that gives up a claim to what it may still carry, or lets it end, cannot carry anything at the moment,
+        or is dead and its record ends later. The others share without it.
         """
-        wanted = self._selection.wanted if self._selection else {}
+        selection = self._selection or Selection()
         for address, holder in (self._claims.holders if self._claims else {}).items():
-            if address in wanted and address not in claims.holders and holder in claims.agents:
-                self._gave_up[holder] = now + TIME_TO_TAKE_OVER
+            if address in selection.wanted and address not in claims.holders and holder in claims.agents:
+                nodes = selection.eligible.get(address)
+                if nodes is None or claims.agents[holder].node_name in nodes:
+                    self._gave_up[holder] = now + TIME_TO_TAKE_OVER
 
     def host_changed(self) -> None:
         """Something about the host's addresses or links changed."""
@@ -296,7 +329,9 @@ class Converger(TwistedService):
     def drain(self) -> Deferred[None]:
         """Take everything back, in order; fires when nothing is left."""
         if not self._draining:
-            self._draining, self._draining_since = True, self.clock.seconds()
+            self._draining = True
+            if not self._unfit:
+                self._going_since = self.clock.seconds()
             self.log.info("{agent}: going; taking everything back", agent=self.terms.id)
             self._wake()
         return self._drained
@@ -368,7 +403,7 @@ class Converger(TwistedService):
         heard = {address: heard.holder for address, heard in self._heard.items()}
         if wanted is not None and self._claims is not None:
             holders = self._claims.holders
-            free = {a for a in wanted if not (a in self._holds or heard.get(a, holders.get(a)))}
+            free = {a for a in self._may_try_for() if not (a in self._holds or heard.get(a, holders.get(a)))}
             self._free_since = {a: self._free_since.get(a, now) for a in free}
             self._clear &= wanted.keys()
             self._dropped = {a: until for a, until in self._dropped.items() if now < until}
@@ -380,6 +415,8 @@ class Converger(TwistedService):
         return Situation(
             now=now,
             wanted=wanted,
+            eligible=self._selection.eligible if self._selection else {},
+            undecided=self._selection.undecided if self._selection else frozenset(),
             claims=self._claims,
             heard=heard,
             holds=self._holds,
@@ -406,37 +443,65 @@ class Converger(TwistedService):
             recorded_until=self.terms.record_ends(self._recorded_at),
             newest_agent=self._newest_agent,
             gave_up={a for a, until in self._gave_up.items() if now < until and a != self.terms.id},
-            recalled=self._recalled if now < self._recalled_until else frozenset(),
+            recalled=self._recalled if now < self._recalled_until else {},
             busy=self._busy,
             failures=self._failures,
             rests=self._rests,
             draining=self._draining,
-            draining_since=self._draining_since,
+            unfit=bool(self._unfit),
+            going_since=self._going_since,
+            fit_since=self._fit_since,
             unmarked=self._unmarked,
             registered=self._registered,
-            leaving_since=self._leaving_since,
+            recorded=self._recorded,
         )
 
     def _select(self) -> Mapping[IPv4Address, frozenset[Mark]] | None:
         """The addresses that the Services may have; made anew only when what it rests on has changed."""
-        if self._services is None or self._host is None:
+        if self._cluster is None or self._host is None:
             return None
+        services, endpoints = self._cluster.services, self._cluster.endpoints
         host = (self._host.own, self._host.subnets, self._host.gateways)
-        services, for_host = self._selected_for
-        if self._selection is None or services is not self._services or for_host != host:
-            self._selection = select(self._services.values(), self._host, self.ranges)
-            self._selected_for = (self._services, host)
-            for refusal in sorted(
-                self._selection.refusals - self._refusals, key=lambda r: (r.service, str(r.address), r.reason)
-            ):
-                self.log.warn(
-                    "{address} of Service {service} is ignored: {reason}",
-                    address=refusal.address,
-                    service=refusal.service,
-                    reason=refusal.reason,
-                )
-            self._refusals = self._selection.refusals
+        for_services, for_endpoints, for_host = self._selected_for
+        if not (services is for_services and endpoints is for_endpoints and host == for_host and self._selection):
+            before, self._selection = self._selection, select(services.values(), self._host, self.ranges, endpoints)
+            self._selected_for = (services, endpoints, host)
+            self._tell_refusals(self._selection.refusals, before.refusals if before else frozenset())
+            self._tell_moves(self._selection, before)
         return self._selection.wanted
+
+    def _tell_refusals(self, refusals: frozenset[Refusal], before: frozenset[Refusal]) -> None:
+        now = self.clock.seconds()
+        self._told_refused = {refusal: until for refusal, until in self._told_refused.items() if now < until}
+        for refusal in sorted(refusals - before, key=lambda r: (r.service, str(r.address), r.reason)):
+            tell = self.log.debug if refusal in self._told_refused else self.log.warn
+            self._told_refused.setdefault(refusal, now + REFUSED_AGAIN)
+            tell(
+                "{address} of Service {service} is ignored: {reason}",
+                address=refusal.address,
+                service=refusal.service,
+                reason=refusal.reason,
+            )
+
+    def _tell_moves(self, selection: Selection, before: Selection | None) -> None:
+        """Why what is held here is given back, where other hosts may carry it."""
+        node = self.terms.record.node_name
+        for address in sorted(self._holds.keys() & selection.eligible.keys()):
+            nodes, earlier = selection.eligible[address], before.eligible.get(address) if before else None
+            if nodes and node not in nodes and (earlier is None or node in earlier):
+                self.log.info(
+                    "{address}: left to other hosts, for {services} has no ready endpoint on node {node}",
+                    address=address,
+                    services=self._services_of(address),
+                    node=node,
+                )
+
+    def _may_try_for(self) -> Iterable[IPv4Address]:
+        """The wanted addresses that this agent would carry if nobody did."""
+        if self._selection is None or self._unfit:
+            return ()
+        eligible, undecided, node = self._selection.eligible, self._selection.undecided, self.terms.record.node_name
+        return (a for a in self._selection.wanted if a not in undecided and (a not in eligible or node in eligible[a]))
 
     def _end_holds(self, now: float) -> None:
         for hold in [hold for hold in self._holds.values() if self.terms.hold_ends(hold) <= now]:
@@ -604,12 +669,13 @@ class Converger(TwistedService):
             return
         self._store_answered(RECORD)
         if isinstance(result, Granted):
-            self._registration_due = False
+            self._registration_due = step.record.standby != bool(self._unfit)
             self._registered = True
             if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()
             self._recorded_at = result.sent
-            self._leaving_since = self.clock.seconds() if step.record.leaving else None
+            if self._recorded is None or self._recorded.record != step.record:
+                self._recorded = Recorded(step.record, self.clock.seconds())
             if self._admitted is None:
                 self._admitted = self.clock.seconds()
         elif step.record.leaving:

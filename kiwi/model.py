@@ -152,6 +152,22 @@ class Node:
     unfit: str = ""
 
 
+@frozen
+class Cluster:
+    """
+    What a Kubernetes cluster asks of this host.
+
+    @ivar endpoints: where Services have their endpoints: nowhere those that are not in it. C{None} while that is not
+        known.
+    @ivar unfit: why this host may carry no public address: the end of a sentence, in one printable line. Empty where it
+        may.
+    """
+
+    services: Mapping[ServiceName, Service] = field(factory=dict)
+    endpoints: Mapping[ServiceName, Endpoints] | None = None
+    unfit: str = ""
+
+
 @frozen(order=True, cache_hash=True)
 class Mark:
     """Traffic to one port of one public address, marked on behalf of one Service."""

@@ -51,11 +51,27 @@ that matters only if this agent is dead at that moment, and is not provided for.
 
 Note [Handing over]
 ~~~~~~~~~~~~~~~~~~~
-An address that is given back does not answer until another agent has it. So an agent that leaves tells the others
-first, and goes on carrying for L{TIME_TO_PREPARE}, in which those that will try first mark the traffic: that takes
-longer than all the rest of a takeover. Then it gives back only so many addresses at once as change hands in some
-milliseconds, and carries the others on until it is their turn. All of that is a courtesy with an end: where the store
-does not answer or nobody else is there, and after L{LONGEST_HAND_OVER} in any case, everything is given back at once.
+An address that is given back does not answer until another agent has it. So an agent that is going to carry nothing
+tells the others first, and goes on carrying for L{TIME_TO_PREPARE}, in which those that will try first mark the
+traffic: that takes longer than all the rest of a takeover. Then it gives back only so many addresses at once as change
+hands in some milliseconds, and carries the others on until it is their turn. All of that is a courtesy with an end:
+where the store does not answer or nobody else can carry anything, and after L{LONGEST_HAND_OVER} in any case,
+everything is given back at once.
+
+An agent that leaves does so, and its record goes with it. One whose host is unfit does the same, but it stays: its
+record says that it is on standby, for as long as that lasts. What it finds of an earlier life it adopts only to hand it
+over. When the host is fit again it takes part like an agent that has just started, and what others carry stays there.
+
+Note [Eligible]
+~~~~~~~~~~~~~~~
+Some addresses may be only on some Nodes (L{kiwi.selection}), and agents say in their records which Node each one is on.
+Only agents that are on one of those are ranked for such an address and try for it. Nobody is told when a carrier's Node
+is not among them any more: all agents hear it from Kubernetes. The carrier takes the address off and gives the claim
+back at once, for nothing on its host answers any more; who will try first marks the traffic meanwhile. An agent that
+has not heard it yet waits for nobody for long, and takes nothing away from anybody: the claim decides, as ever.
+
+While it is not known who may carry an address, nobody tries for it, and who carries it goes on, also over a restart.
+So a host that cannot see endpoints, or not yet, withdraws nothing.
 """
 
 from __future__ import annotations
@@ -204,11 +220,25 @@ class Written:
 
 
 @frozen
+class Recorded:
+    """
+    What the store was last heard to have as this agent's record.
+
+    @ivar since: when it was first heard to have just that. Seconds on the agent's monotonic clock.
+    """
+
+    record: AgentRecord
+    since: float
+
+
+@frozen
 class Situation:
     """
     All that a decision rests on. Times are seconds on the agent's monotonic clock.
 
     @ivar wanted: the traffic to mark by address, or C{None} while the Services are not known.
+    @ivar eligible: names of the Nodes that may carry an address. One that is not here may be carried by any.
+    @ivar undecided: addresses of which it is not known yet who may carry them.
     @ivar claims: what the store was last heard to know, or C{None} before that.
     @ivar heard: what the store answered about single addresses since then: the holder, or C{None} for no claim.
     @ivar holds: this agent's own claims. A hold that has ended is as none.
@@ -234,20 +264,25 @@ class Situation:
     @ivar admitted: since when the store has had this agent's record, so that no other agent has its id; C{None} before.
     @ivar recorded_until: until when the store surely keeps the record; from then on another agent may take the id.
     @ivar newest_agent: when an agent was last heard of for the first time.
-    @ivar recalled: agents whose records have ended together with this agent's own, and that may be as alive as it is.
+    @ivar recalled: by id, agents whose records have ended together with this agent's own, and that may be as alive as
+        it is.
     @ivar gave_up: agents whose claims to wanted addresses ended a moment ago, and that are not waited for therefore.
     @ivar busy: what steps are working on right now.
     @ivar failures: how often in a row something failed.
     @ivar rests: until when something that failed is left alone.
     @ivar draining: the agent is going, and takes everything with it.
-    @ivar draining_since: since when.
+    @ivar unfit: its host may carry nothing, for now.
+    @ivar going_since: since when one of these has been so.
+    @ivar fit_since: since when the host has been fit again, if it was not.
     @ivar unmarked: no trace of ours is left in the firewall.
     @ivar registered: the agent's record may be in the store.
-    @ivar leaving_since: since when the record that is there says that the agent is leaving; C{None} where it does not.
+    @ivar recorded: what the store confirmed last of it; C{None} before that.
     """
 
     now: float
     wanted: Mapping[IPv4Address, frozenset[Mark]] | None = None
+    eligible: Mapping[IPv4Address, frozenset[str]] = field(factory=dict)
+    undecided: AbstractSet[IPv4Address] = frozenset()
     claims: Claims | None = None
     heard: Mapping[IPv4Address, str | None] = field(factory=dict)
     holds: Mapping[IPv4Address, Hold] = field(factory=dict)
@@ -273,16 +308,18 @@ class Situation:
     admitted: float | None = -inf
     recorded_until: float = inf
     newest_agent: float = -inf
-    recalled: AbstractSet[str] = frozenset()
+    recalled: Mapping[str, AgentRecord] = field(factory=dict)
     gave_up: AbstractSet[str] = frozenset()
     busy: AbstractSet[Subject] = frozenset()
     failures: Mapping[Subject, int] = field(factory=dict)
     rests: Mapping[Subject, float] = field(factory=dict)
     draining: bool = False
-    draining_since: float = -inf
+    unfit: bool = False
+    going_since: float = -inf
+    fit_since: float = -inf
     unmarked: bool = False
     registered: bool = False
-    leaving_since: float | None = None
+    recorded: Recorded | None = None
 
 
 @frozen
@@ -328,9 +365,10 @@ class _Planner:
         self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
         self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
         self.recorded = situation.admitted is not None and self.now < situation.recorded_until
-        agents = situation.claims.agents.values() if situation.claims else ()
-        self.leaving = {record.id for record in agents if record.leaving}
-        self.staying = ({record.id for record in agents} | situation.recalled) - self.leaving - situation.gave_up
+        self.agents = {**situation.recalled, **(situation.claims.agents if situation.claims else {})}
+        self.leaving = {agent for agent, record in self.agents.items() if record.leaving or record.standby}
+        self.staying = self.agents.keys() - self.leaving - situation.gave_up
+        self.going = situation.draining or situation.unfit
         self.handing_over = self._is_handing_over()
         self.not_yet = self._waiting_for_their_turn()
         self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
@@ -371,28 +409,50 @@ class _Planner:
 
     def _is_wanted_here(self, address: IPv4Address) -> bool:
         """Whether this agent would carry an address that it holds. Services that are not known want what they did."""
-        if self.see.draining and address not in self.not_yet:
+        if self.going and address not in self.not_yet:
             return False
-        return self.ready and (self.see.wanted is None or address in self.see.wanted)
+        return self.ready and (self.see.wanted is None or address in self.see.wanted) and self._is_eligible(address)
+
+    def _is_eligible(self, address: IPv4Address) -> bool:
+        """Whether this agent's Node may carry an address, as far as is known. See Note [Eligible]."""
+        nodes = self.see.eligible.get(address)
+        return nodes is None or self.terms.record.node_name in nodes
+
+    def _candidates(self, address: IPv4Address) -> AbstractSet[str]:
+        """The agents that would carry an address. See Note [Eligible]."""
+        nodes = self.see.eligible.get(address)
+        if nodes is None:
+            return self.staying
+        return {agent for agent in self.staying if self.agents[agent].node_name in nodes}
+
+    def _is_moving(self, address: IPv4Address, holder: str) -> bool:
+        """Whether an agent that has the claim to an address is about to give it back."""
+        if holder in self.leaving:
+            return True
+        nodes = self.see.eligible.get(address)
+        return nodes is not None and holder in self.agents and self.agents[holder].node_name not in nodes
 
     def _is_handing_over(self) -> bool:
-        """Whether this agent is leaving and others are ready to have what it carries. See Note [Handing over]."""
+        """Whether this agent is going and others are ready to have what it carries. See Note [Handing over]."""
         return (
-            self.see.draining
+            self.going
             and not self.see.store_troubled
             and bool(self.staying - {self.terms.id})
-            and self._is_ahead(self.see.draining_since + LONGEST_HAND_OVER)
+            and self._is_ahead(self.see.going_since + LONGEST_HAND_OVER)
         )
 
     def _waiting_for_their_turn(self) -> AbstractSet[IPv4Address]:
-        """What a leaving agent still carries. See Note [Handing over]."""
+        """What an agent that is going still carries. See Note [Handing over]."""
         if not self.handing_over:
             return frozenset()
         carried = self.live.keys() & self.assigned.keys()
-        told = self.see.leaving_since
-        prepared = (self.see.draining_since + LONGEST_PREPARATION) if told is None else told + TIME_TO_PREPARE
+        last = self.see.recorded
+        if last is not None and (last.record.leaving or last.record.standby):
+            prepared = last.since + TIME_TO_PREPARE
+        else:
+            prepared = self.see.going_since + LONGEST_PREPARATION
         if self._is_ahead(prepared):
-            return frozenset(carried)
+            return carried
         going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
         # What is being renewed could not be released at once.
         can_go = sorted(address for address in carried if ClaimTo(address) not in self.see.busy)
@@ -423,31 +483,37 @@ class _Planner:
         return self.see.claims is None or self.holders.get(address) == self.terms.id
 
     def _is_wanted_here_or_unknown(self, address: IPv4Address) -> bool:
-        return not self.see.draining and (self.see.wanted is None or address in self.see.wanted)
+        if self.see.draining or (self.see.unfit and not self.handing_over):
+            return False
+        return (self.see.wanted is None or address in self.see.wanted) and self._is_eligible(address)
 
     def _record(self, claiming: Sequence[Step]) -> Iterable[Step]:
         """
         A leaving agent says so first, so that others do not wait for it, and keeps its id until it has taken everything
         back: whoever has the id next would take what is left for its own.
+
+        Whether the host is fit may change while the store does not answer, and then nobody knows what it has as this
+        agent's record; so each of both replaces the other one.
         """
-        see, record = self.see, self.terms.record
+        see, own = self.see, self.terms.record
         if not self._is_available(RECORD):
             return
-        leaving = evolve(record, leaving=True)
+        last = see.recorded.record if see.recorded is not None else own
         if see.draining and see.registered:
             asked = any(isinstance(subject, ClaimTo) for subject in see.busy)
             if not (claiming or asked or self.live or self.assigned or see.host is None):
-                yield Deregister(record if see.leaving_since is None else leaving)
-            elif see.leaving_since is None:
-                yield Register(leaving, record)
+                yield Deregister(last)
+            elif not last.leaving:
+                yield Register(evolve(own, leaving=True), last)
         elif not see.draining and see.registration_due and see.claims is not None:
             there = see.claims.agents.get(self.terms.id)
-            earlier = there if there is not None and there.instance != record.instance else None
+            earlier = there if there is not None and there.instance != own.instance else None
+            record, other = evolve(own, standby=see.unfit), evolve(own, standby=not see.unfit)
             if see.admitted is not None:
                 # A store that was restored from a backup may know an earlier life of this agent.
-                yield Register(record, earlier if earlier and earlier.place == record.place else None)
-            elif not self._is_ahead(see.wary_until) and (earlier is None or earlier.place == record.place):
-                yield Register(record, earlier)
+                yield Register(record, earlier if earlier and earlier.place == own.place else other)
+            elif not self._is_ahead(see.wary_until) and (earlier is None or earlier.place == own.place):
+                yield Register(record, earlier or other)
 
     def _addresses(self) -> Iterable[Step]:
         see = self.see
@@ -484,7 +550,7 @@ class _Planner:
     def _probes(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
         """The answer is needed before an address is assigned, and may be waited for while it is claimed."""
         asked = frozenset(a for a in self.kept | trying if self._is_new(a))
-        if asked and not self.see.draining and self._is_available(PROBES):
+        if asked and not self.going and self._is_available(PROBES):
             yield Probe(asked, self.terms.probe_wait)
 
     def _is_marked(self, address: IPv4Address) -> bool:
@@ -524,16 +590,17 @@ class _Planner:
         see = self.see
         if not self._is_available(FIREWALL):
             return
+        if self.handing_over and (self.live or self._asked_about_what_is_not_held()):
+            return
         there = self.assigned.keys() | see.assigning
         if see.draining:
-            handing_over = self.handing_over and (self.live or self._asked_about_what_is_not_held())
-            if not (see.unmarked or there or handing_over):
+            if not (see.unmarked or there):
                 yield Unmark()
         elif see.marks_stale:
             yield LookAtMarks()
         elif see.wanted is not None:
             marked = self.kept | self.adopting
-            if not see.store_troubled:
+            if not (see.store_troubled or self.going):
                 marked |= trying | self._about_to_be_free()
             going = there - marked
             due = frozenset(mark for a in marked for mark in see.wanted.get(a, ()))
@@ -542,15 +609,21 @@ class _Planner:
                 yield MarkTraffic(due)
 
     def _about_to_be_free(self) -> AbstractSet[IPv4Address]:
-        """What agents carry that are leaving, and what this one will be the first to try for."""
+        """What agents are about to give back, and what this one will be the first to try for."""
         see = self.see
-        if not self.leaving or see.admitted is None or not self.ready:
+        if not (self.leaving or see.eligible) or see.admitted is None or not self.ready:
             return frozenset()
         return {
             a
             for a, holder in self.holders.items()
-            if holder in self.leaving and a in (see.wanted or ()) and not rank(a, self.terms.id, self.staying)
+            if self._is_moving(a, holder)
+            and a in (see.wanted or ())
+            and self._may_try_for(a)
+            and not rank(a, self.terms.id, self._candidates(a))
         }
+
+    def _may_try_for(self, address: IPv4Address) -> bool:
+        return address not in self.see.undecided and self._is_eligible(address)
 
     def _announcements(self) -> Iterable[Step]:
         if not self._is_available(NEIGHBOURS):
@@ -582,7 +655,7 @@ class _Planner:
 
     def _is_due_soon(self, address: IPv4Address) -> bool:
         """Whether a claim must be confirmed now: not where it is given back long before it ends."""
-        given_back = self.see.draining_since + LONGEST_HAND_OVER
+        given_back = self.see.going_since + LONGEST_HAND_OVER
         return not self.handing_over or self.terms.hold_ends(self.live[address]) < given_back
 
     def _is_safe(self, address: IPv4Address) -> bool:
@@ -598,7 +671,7 @@ class _Planner:
         if see.host is None or see.host_unsure or ADDRESSES in see.busy or see.admitted is None:
             return
         mine = set(self.live)
-        if self.recorded and (see.wanted is not None or see.draining):
+        if self.recorded and (see.wanted is not None or self.going):
             mine |= {a for a, holder in self.holders.items() if holder == self.terms.id and not self._is_wanted_here(a)}
         for address in mine:
             if address in self.kept or address in self.adopting or address in self.assigned:
@@ -610,27 +683,37 @@ class _Planner:
         see = self.see
         if see.admitted is None or see.wanted is None or see.claims is None:
             return
-        if see.draining or not (self.recorded and self.ready):
+        if self.going or not (self.recorded and self.ready):
             return
-        settled = min(max(see.admitted, see.newest_agent) + SETTLING, see.admitted + LONGEST_SETTLING)
+        began = max(see.admitted, see.fit_since)
+        settled = min(max(began, see.newest_agent) + SETTLING, began + LONGEST_SETTLING)
         if self._is_ahead(settled):
             return
         if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
             return
-        others = len(self.staying - {self.terms.id})
-        fair = ceil(len(see.wanted) / (others + 1) * FAIR_SHARE) + 1
+        fair = self._fair_share(see.wanted.keys())
         carried = len(self.live) + self._asked_about_what_is_not_held()
         there = self.live.keys() | self.holders.keys() | self.assigned.keys() | see.foreign
-        free = [a for a in see.wanted if a not in there]
-        soon_free = sum(holder in self.leaving for holder in self.holders.values()) if self.leaving else 0
+        free = [a for a in see.wanted if a not in there and self._may_try_for(a)]
+        moving = self.leaving or see.eligible
+        soon_free = sum(self._is_moving(*claim) for claim in self.holders.items()) if moving else 0
         stagger = STAGGER + STAGGER_OF_EACH * max(0, len(free) + soon_free - 1)
         for address in free:
             if ClaimTo(address) in see.busy or not self._is_safe(address):
                 continue
-            before = rank(address, self.terms.id, self.staying)
+            candidates = self._candidates(address)
+            before = rank(address, self.terms.id, candidates)
             if carried >= fair:
-                before += others * OVER_SHARE
+                before += len(candidates - {self.terms.id}) * OVER_SHARE
             turn = max(see.free_since.get(address, self.now), settled) + before * stagger
             if not self._is_ahead(turn) and self._may_ask_about(address):
                 carried += 1
                 yield Acquire(address)
+
+    def _fair_share(self, wanted: AbstractSet[IPv4Address]) -> int:
+        """How many addresses this agent takes before it lets the others go first: its part of each one, and more."""
+        others = len(self.staying - {self.terms.id})
+        restricted = wanted & self.see.eligible.keys()
+        part = (len(wanted) - len(restricted)) / (others + 1)
+        part += sum(1 / (len(self._candidates(a) - {self.terms.id}) + 1) for a in restricted if self._is_eligible(a))
+        return ceil(part * FAIR_SHARE) + 1

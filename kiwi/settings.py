@@ -38,6 +38,7 @@ class Settings:
     @ivar lease_namespace: where Leases are, if those are the claims.
     @ivar agent_id: unique among the agents.
     @ivar node_name: of the Node that this host is in Kubernetes.
+    @ivar node_given: whether that was chosen: then the host is one. The agent's id only may be the name of one.
     @ivar sources: the fields of Services that count.
     @ivar ttl: of a claim, in seconds.
     @ivar driver: whether to touch interface and firewall at all.
@@ -58,6 +59,7 @@ class Settings:
     lease_namespace: str
     agent_id: str
     node_name: str
+    node_given: bool
     sources: Sources
     ttl: int
     fwchain: str
@@ -124,6 +126,7 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
         lease_namespace=checked("lease-namespace", given("lease-namespace", "kiwi"), _namespace),
         agent_id=agent_id,
         node_name=checked("node-name", node_name, _node_name) if node_name else agent_id,
+        node_given=bool(node_name),
         sources=Sources(
             external_ips="externalIPs" in sources,
             load_balancer="loadBalancer" in sources,

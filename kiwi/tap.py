@@ -34,10 +34,8 @@ from .connections import http_clients
 from .converger import LONGEST_WAIT_FOR_STORE
 from .kubernetes.access import Access, AccessError, find_access
 from .kubernetes.api import KubernetesAPI
-from .kubernetes.client import Objects
+from .kubernetes.cluster import ClusterWatch
 from .kubernetes.processes import run
-from .kubernetes.services import PUBLIC, SERVICES
-from .kubernetes.watch import ObjectWatch
 from .logs import LogLevel, logger, threshold
 from .model import AgentRecord
 from .names import NameTaken, take_name
@@ -213,7 +211,7 @@ def makeService(options: Options) -> IService:
         _store(store, chosen, server, *to_store, clock),
         network,
         backoff,
-        lambda changed: ObjectWatch(Objects(server, SERVICES), chosen.kube_api, backoff, changed, PUBLIC),
+        partial(ClusterWatch, server, backoff, chosen.kube_api, chosen.sources, chosen.node_name, chosen.node_given),
         watch_host,
         watch_neighbours,
         partial(_refused, reactor),

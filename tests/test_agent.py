@@ -9,13 +9,13 @@ from math import inf
 from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from kiwi.claims.interface import Granted, IClaimStore, Released, Taken, Unavailable
-from kiwi.model import AgentRecord, Claims, Protocol, ServicePort
-from kiwi.planning import LONGEST_HAND_OVER
+from kiwi.model import AgentRecord, Claims, Endpoints, Protocol, ServicePort
+from kiwi.planning import LONGEST_HAND_OVER, SETTLING, TIME_TO_PREPARE, rank
 
 from .world import ADDRESS, OTHER, SimulatedHost, World, mark, service
 
@@ -32,12 +32,14 @@ class BrokenStore:
     """
     A store that can be out of reach: it says so, or it says nothing at all.
 
+    @ivar deaf: it takes records, and says that it is out of reach.
     @ivar renewals_left: how many renewals it answers before it says nothing to them any more.
     """
 
     inner: IClaimStore
     reachable: bool = True
     hangs: bool = False
+    deaf: bool = False
     renewals_left: float = inf
 
     def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
@@ -62,7 +64,8 @@ class BrokenStore:
     def register(
         self, record: AgentRecord, replacing: AgentRecord | None = None
     ) -> Deferred[Granted | Taken | Unavailable]:
-        return self._answer(lambda: self.inner.register(record, replacing))
+        answer = self._answer(lambda: self.inner.register(record, replacing))
+        return succeed(Unavailable("it is out of reach")) if self.deaf else answer
 
     def deregister(self, record: AgentRecord) -> Deferred[Released | Unavailable]:
         return self._answer(lambda: self.inner.deregister(record))
@@ -97,13 +100,17 @@ class AgentTestCase(SynchronousTestCase):
         (carrier,) = self.world.carriers(address)
         return carrier
 
-    def holders(self) -> dict[IPv4Address, str]:
+    def known(self) -> Claims:
+        """What the store knows."""
         known: list[Claims] = []
         watch = self.world.claims.store("nobody", 10).watch(known.append)
         watch.startService()
         self.world.clock.advance(0)
         watch.stopService()
-        return dict(known[-1].holders)
+        return known[-1]
+
+    def holders(self) -> dict[IPv4Address, str]:
+        return dict(self.known().holders)
 
 
 class ServiceTests(AgentTestCase):
@@ -402,6 +409,209 @@ class TakeoverTests(AgentTestCase):
         self.assertEqual(self.world.clock.getDelayedCalls(), [])
 
 
+LOCAL = service("web", ADDRESS, created="2015-01-01T00:00:00Z", local=True)
+
+
+def on(*hosts: SimulatedHost) -> dict[str, Endpoints]:
+    """The Service C{web} has endpoints on these hosts."""
+    return {"web": Endpoints(frozenset(host.name for host in hosts))}
+
+
+class EligibleTests(AgentTestCase):
+    """A Service with a local traffic policy is carried where it has endpoints."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.first, self.second, self.third = self.three()
+
+    def test_where_its_endpoints_are(self) -> None:
+        """Its address goes to a host with an endpoint, whatever the ranking of the others is."""
+        for host in (self.first, self.second, self.third):
+            self.world.tell(LOCAL, endpoints=on(host))
+            self.world.pass_time(0.3)
+            self.assertIs(self.carrier(), host)
+            self.assertEqual(self.holders(), {ADDRESS: host.name})
+
+    def test_moves_on(self) -> None:
+        """When the last endpoint on its host goes, it moves on at once, in order, and the log says why."""
+        self.world.tell(LOCAL, endpoints=on(self.first, self.second))
+        self.world.pass_time(1)
+        carrier, other = self.carrier(), (self.first, self.second)[self.carrier() is self.first]
+        with capturedLogs() as events:
+            self.world.tell(LOCAL, endpoints=on(other, self.third))
+            self.world.pass_time(0.05)
+        self.assertIn(self.carrier(), (other, self.third))
+        self.assertEqual(
+            [line for line in said(events) if line.startswith(str(ADDRESS))],
+            [
+                f"{ADDRESS}: left to other hosts, for web has no ready endpoint on node {carrier.name}",
+                f"{ADDRESS}: unassigned",
+                f"{ADDRESS}: claim released",
+                f"{ADDRESS}: claimed for web",
+                f"{ADDRESS}: assigned",
+                f"{ADDRESS}: announced",
+            ],
+        )
+
+    def test_stays(self) -> None:
+        """It stays where it is while there is an endpoint."""
+        self.world.tell(LOCAL, endpoints=on(self.first))
+        self.world.pass_time(1)
+        for hosts in ((self.first, self.second), (self.third, self.first), (self.first,)):
+            self.world.tell(LOCAL, endpoints=on(*hosts))
+            self.world.pass_time(5)
+            self.assertIs(self.carrier(), self.first)
+
+    def test_nowhere(self) -> None:
+        """While there is no endpoint anywhere, nobody carries it; one that comes and goes is told of now and then."""
+        with capturedLogs() as events:
+            for _ in range(4):
+                self.world.tell(LOCAL, endpoints=on(self.first))
+                self.world.pass_time(8)
+                self.assertIs(self.carrier(), self.first)
+                self.world.tell(LOCAL, endpoints={})
+                self.world.pass_time(8)
+                self.assertEqual((self.world.carriers(ADDRESS), self.holders()), ([], {}))
+        nowhere = f"{ADDRESS} of Service web is ignored: its externalTrafficPolicy is Local, and no node has a ready"
+        warned = [e for e in events if e["log_level"] is LogLevel.warn and formatEvent(e).startswith(nowhere)]
+        self.assertEqual(len(warned), 3)
+        self.world.tell(LOCAL, endpoints=on(self.second))
+        self.world.pass_time(0.3)
+        self.assertIs(self.carrier(), self.second)
+
+    def test_not_known(self) -> None:
+        """While endpoints are not known, nobody takes it; who has it keeps it, over a restart and any time."""
+        self.world.tell(LOCAL)
+        self.world.pass_time(3)
+        self.assertEqual((self.world.carriers(ADDRESS), self.holders()), ([], {}))
+        self.world.tell(LOCAL, endpoints=on(self.first))
+        self.world.pass_time(4)
+        self.first.kill()
+        self.first.start()
+        self.world.tell(LOCAL)
+        for _ in range(40):
+            self.world.pass_time(0.5)
+            self.assertIs(self.carrier(), self.first)
+        self.world.tell(LOCAL, endpoints=on(self.second))
+        self.world.pass_time(0.3)
+        self.assertIs(self.carrier(), self.second)
+
+    def test_carrier_dies(self) -> None:
+        """When its carrier dies, another host with an endpoint has it, and none without."""
+        self.world.tell(LOCAL, endpoints=on(self.first, self.second))
+        self.world.pass_time(1)
+        carrier = self.carrier()
+        carrier.kill()
+        self.world.pass_time(self.world.ttl + 1)
+        self.assertIs(self.carrier(), (self.first, self.second)[carrier is self.first])
+
+
+class StandbyTests(AgentTestCase):
+    """A host that must not carry anything hands over, and takes part again when it may."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.hosts = self.three()
+        self.services = [service(f"web-{n}", IPv4Address("192.168.1.100") + n) for n in range(60)]
+        self.world.tell(*self.services)
+        self.world.pass_time(3)
+        self.first = self.hosts[0]
+
+    def carried(self) -> list[int]:
+        """How many addresses each host carries."""
+        return [len(host.carried) for host in self.hosts]
+
+    def standing_by(self) -> list[str]:
+        return sorted(agent for agent, record in self.known().agents.items() if record.standby)
+
+    def test_hands_over(self) -> None:
+        """It goes on until the others are ready, hands over bit by bit, and is still heard of when all is gone."""
+        before = self.carried()
+        with capturedLogs() as events:
+            self.first.tell(*self.services, unfit="there is no Node node-1 in Kubernetes")
+            self.world.pass_time(TIME_TO_PREPARE - 0.01)
+            self.assertEqual((self.carried(), self.standing_by()), (before, [self.first.name]))
+            self.world.pass_time(0.5)
+        self.assertEqual((self.carried()[0], sum(self.carried())), (0, 60))
+        self.assertEqual(self.first.firewall.read(), frozenset())
+        self.assertIn("node-1: carries nothing for now: there is no Node node-1 in Kubernetes", said(events))
+        self.world.pass_time(5 * self.world.ttl)
+        self.assertEqual((self.carried()[0], sum(self.carried()), self.standing_by()), (0, 60, [self.first.name]))
+
+    def test_takes_part_again(self) -> None:
+        """When it may carry again, nothing moves back, and it has its part of what is new."""
+        self.first.tell(*self.services, unfit="it is labelled")
+        self.world.pass_time(3)
+        before = self.carried()
+        self.first.tell(*self.services)
+        self.world.pass_time(3)
+        self.assertEqual((self.carried(), self.standing_by()), (before, []))
+        more = [service(f"dns-{n}", IPv4Address("192.168.1.200") + n) for n in range(30)]
+        self.world.tell(*self.services, *more)
+        self.world.pass_time(3)
+        self.assertTrue(5 <= self.carried()[0] <= 40, self.carried())
+
+    def test_for_a_moment(self) -> None:
+        """If it is over before anything was handed over, nothing was."""
+        before = {host.name: host.carried for host in self.hosts}
+        self.first.tell(*self.services, unfit="it is labelled")
+        self.world.pass_time(TIME_TO_PREPARE / 2)
+        self.first.tell(*self.services)
+        self.world.pass_time(5)
+        self.assertEqual({host.name: host.carried for host in self.hosts}, before)
+        self.assertEqual(self.standing_by(), [])
+
+    def test_all(self) -> None:
+        """When no host may carry anything, nothing is carried; when all may again, they share."""
+        for host in self.hosts:
+            host.tell(*self.services, unfit="it is labelled")
+        self.world.pass_time(LONGEST_HAND_OVER + 0.1)
+        self.assertEqual((self.carried(), self.holders()), ([0, 0, 0], {}))
+        self.world.pass_time(2 * self.world.ttl)
+        self.assertEqual(len(self.standing_by()), 3)
+        for host in self.hosts:
+            host.tell(*self.services)
+            self.world.pass_time(SETTLING - 0.1)
+        self.world.pass_time(3)
+        self.assertEqual(sum(self.carried()), 60)
+        self.assertTrue(all(14 <= share <= 26 for share in self.carried()), self.carried())
+
+    def test_starts_so(self) -> None:
+        """One that is started so hands over what its earlier life left, and takes nothing."""
+        self.first.kill()
+        self.first.start()
+        self.first.tell(*self.services, unfit="it is labelled")
+        self.world.pass_time(0.6)
+        self.assertEqual((self.carried()[0], sum(self.carried()), self.standing_by()), (0, 60, [self.first.name]))
+
+    def test_leaves(self) -> None:
+        """It can be stopped meanwhile, and leaves nothing."""
+        for seconds in (0.05, 3.0):
+            self.first.tell(*self.services, unfit="it is labelled")
+            self.world.pass_time(seconds)
+            stopped = self.first.stop()
+            self.world.pass_time(1)
+            self.successResultOf(stopped)
+            self.assertEqual((self.first.carried, self.first.firewall.read()), (set(), None))
+            self.assertEqual((self.carried()[0], sum(self.carried())), (0, 60))
+            self.assertEqual(len(self.known().agents), 2)
+            self.first.start()
+            self.first.tell(*self.services)
+            self.world.pass_time(3)
+
+    def test_store_away(self) -> None:
+        """While the store does not answer, it may change back and forth, and the agent runs on."""
+        store = self.stores[self.first.name]
+        for lost in ("the request", "the answer"):
+            for unfit in ("it is labelled", "", "it is labelled", ""):
+                store.reachable, store.deaf = lost == "the answer", lost == "the answer"
+                self.first.tell(*self.services, unfit=unfit)
+                self.world.pass_time(0.2)
+            store.reachable, store.deaf = True, False
+            self.world.pass_time(5)
+            self.assertEqual((self.first.refusals, self.standing_by(), sum(self.carried())), ([], [], 60))
+
+
 MAC = bytes.fromhex("0200000000aa")
 
 
@@ -432,12 +642,11 @@ class DistantStore(BrokenStore):
         return self.inner.watch(later)
 
 
-class CrowdTests(SynchronousTestCase):
+class CrowdTests(AgentTestCase):
     """A hundred agents."""
 
     def setUp(self) -> None:
-        self.world = World()
-        self.addCleanup(self.world.stop)
+        super().setUp()
         self.tries: list[float] = []
         for _ in range(100):
             self.world.host(self._store)
@@ -465,6 +674,39 @@ class CrowdTests(SynchronousTestCase):
         self.assertNotIn(carrier, self.world.carriers(ADDRESS))
         self.assertEqual(len(self.world.carriers(ADDRESS)), 1)
         self.assertIn(len(self.tries), range(1, 6))
+
+    def test_back_and_forth(self) -> None:
+        """A host that is fit again before the store has answered is soon known to be."""
+        host = self.world.hosts[0]
+        host.tell(unfit="it is labelled")
+        self.world.pass_time(0.01)
+        host.tell()
+        self.world.pass_time(0.2)
+        self.assertEqual([agent for agent, record in self.known().agents.items() if record.standby], [])
+
+    def test_moved_from(self) -> None:
+        """An agent that has let go of what may not be on its host counts as one that can carry other addresses."""
+        names = [host.name for host in self.world.hosts]
+        first = next(host for host in self.world.hosts if rank(OTHER, host.name, names) == 0)
+        self.world.tell(LOCAL, endpoints=on(first))
+        self.world.pass_time(3)
+        self.assertEqual(self.world.carriers(ADDRESS), [first])
+        self.world.tell(LOCAL, endpoints={})
+        self.world.pass_time(0.5)
+        del self.tries[:]
+        self.world.tell(LOCAL, service("other", OTHER), endpoints={})
+        self.world.pass_time(1)
+        self.assertEqual((self.world.carriers(OTHER), len(self.tries)), ([first], 1))
+
+    def test_endpoints_come(self) -> None:
+        """An address that was free for long may be carried at last, on any of many hosts, and few try for it."""
+        self.world.tell(LOCAL, endpoints={})
+        self.world.pass_time(5)
+        self.world.tell(LOCAL, endpoints=on(*self.world.hosts[:60]))
+        self.world.pass_time(2)
+        (carrier,) = self.world.carriers(ADDRESS)
+        self.assertIn(carrier, self.world.hosts[:60])
+        self.assertIn(len(self.tries), range(1, 4))
 
 
 class NeighbourTests(AgentTestCase):

@@ -31,6 +31,7 @@ from kiwi.planning import (
     TRIES_TO_PROVISION,
     Announced,
     Plan,
+    Recorded,
     Situation,
     Terms,
     Written,
@@ -65,6 +66,7 @@ OTHER = IPv4Address("192.168.1.42")
 WEB = Mark(ADDRESS, Protocol.TCP, 8080, "web")
 DNS = Mark(OTHER, Protocol.UDP, 53, "dns")
 ME = AgentRecord("me", "host", "here", "1")
+STANDBY = evolve(ME, standby=True)
 TERMS = Terms(ME, 10)
 LINK = Link(3, "em1", b"\x02\0\0\0\0\1", ready=True)
 NOW = 1000.0
@@ -181,7 +183,7 @@ class WayInTests(SynchronousTestCase):
         """An agent whose record the store has not taken yet claims nothing, not even what looks like its own."""
         for claims in (Claims(), Claims({ADDRESS: "me"})):
             start = evolve(QUIET, claims=claims, admitted=None, registration_due=True)
-            self.assertEqual(plan(start, TERMS).steps, (Register(ME),))
+            self.assertEqual(plan(start, TERMS).steps, (Register(ME, STANDBY),))
 
     def test_records(self) -> None:
         """A record of an earlier life here is replaced, and one of an agent elsewhere is waited for."""
@@ -238,7 +240,7 @@ class RankingTests(SynchronousTestCase):
     def test_recalled(self) -> None:
         """An agent whose record ended together with this agent's own is let go first, unless it is leaving."""
         first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
-        recalled = evolve(QUIET, recalled={first}, free_since={ADDRESS: NOW})
+        recalled = evolve(QUIET, recalled={first: AgentRecord(first, "host", "there", "2")}, free_since={ADDRESS: NOW})
         self.assertEqual(plan(recalled, TERMS), Plan((), NOW + STAGGER))
         leaving = Claims({}, {first: AgentRecord(first, "host", "there", "2", leaving=True)})
         self.assertIn(Acquire(ADDRESS), plan(evolve(recalled, claims=leaving), TERMS).steps)
@@ -246,9 +248,9 @@ class RankingTests(SynchronousTestCase):
     def test_not_recorded(self) -> None:
         """While another agent may have taken its id, an agent renews what it holds, and asks for nothing else."""
         unsure = evolve(QUIET, recorded_until=NOW, registration_due=True)
-        self.assertEqual(plan(unsure, TERMS).steps, (Register(ME),))
+        self.assertEqual(plan(unsure, TERMS).steps, (Register(ME, STANDBY),))
         claimed = evolve(unsure, claims=Claims({ADDRESS: "me"}))
-        self.assertEqual(plan(claimed, TERMS).steps, (Register(ME),))
+        self.assertEqual(plan(claimed, TERMS).steps, (Register(ME, STANDBY),))
         unwanted = evolve(claimed, wanted={}, draining=True)
         self.assertEqual([step for step in plan(unwanted, TERMS).steps if isinstance(step, Release)], [])
         held = evolve(CARRIED, recorded_until=NOW, renewals_due={ADDRESS})
@@ -342,7 +344,7 @@ class WayOutTests(SynchronousTestCase):
         draining = evolve(CARRIED, draining=True)
         leaving = evolve(ME, leaving=True)
         self.assertEqual(plan(draining, TERMS).steps, (Register(leaving, ME), Unassign(frozenset({ADDRESS}))))
-        unassigned = evolve(draining, leaving_since=NOW, host=Host(LINK))
+        unassigned = evolve(draining, recorded=Recorded(leaving, NOW), host=Host(LINK))
         self.assertEqual(plan(unassigned, TERMS).steps, (Unmark(), Release(ADDRESS)))
         releasing = evolve(unassigned, unmarked=True, holds={}, claims=Claims(), busy={ClaimTo(ADDRESS)})
         self.assertEqual(plan(releasing, TERMS).steps, ())
@@ -358,7 +360,7 @@ class HandingOverTests(SynchronousTestCase):
     leaving = evolve(ME, leaving=True)
     alone = Claims({ADDRESS: "me"}, {"me": leaving})
     claims = evolve(alone, agents={"me": leaving, "other": other})
-    going = evolve(CARRIED, claims=claims, draining=True, draining_since=NOW, leaving_since=NOW)
+    going = evolve(CARRIED, claims=claims, draining=True, going_since=NOW, recorded=Recorded(leaving, NOW))
 
     def addresses(self, number: int) -> list[IPv4Address]:
         return [IPv4Address("192.168.1.100") + each for each in range(number)]
@@ -373,8 +375,8 @@ class HandingOverTests(SynchronousTestCase):
             host=Host(LINK, dict.fromkeys(many, NOW + 7)),
             extended=dict.fromkeys(many, NOW + 20),
             announced=dict.fromkeys(many, Announced(6, NOW + 60)),
-            draining_since=NOW - 1,
-            leaving_since=NOW - 1,
+            going_since=NOW - 1,
+            recorded=Recorded(self.leaving, NOW - 1),
         )
 
     def test_others_get_ready(self) -> None:
@@ -389,7 +391,7 @@ class HandingOverTests(SynchronousTestCase):
 
     def test_not_told(self) -> None:
         """If the others cannot be told, it does not wait for long."""
-        untold = evolve(self.going, leaving_since=None, busy={RECORD})
+        untold = evolve(self.going, recorded=None, busy={RECORD})
         self.assertEqual(plan(untold, TERMS), Plan((), NOW + LONGEST_PREPARATION))
         late = evolve(untold, now=NOW + LONGEST_PREPARATION)
         self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
@@ -419,7 +421,7 @@ class HandingOverTests(SynchronousTestCase):
             heard=dict.fromkeys(first),
         )
         self.assertEqual(plan(released, TERMS).steps, (Unassign(frozenset({many[HAND_OVER_TOGETHER]})),))
-        late = evolve(going, draining_since=NOW - LONGEST_HAND_OVER)
+        late = evolve(going, going_since=NOW - LONGEST_HAND_OVER)
         self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset(many)),))
 
     def test_part_by_part(self) -> None:
@@ -456,6 +458,158 @@ class HandingOverTests(SynchronousTestCase):
             self.assertEqual(plan(see, Terms(agents[agent], 10)).steps, marked)
         stays = evolve(see, claims=Claims({ADDRESS: "gone"}, {**agents, "gone": evolve(agents["gone"], leaving=False)}))
         self.assertEqual(plan(stays, Terms(agents[first], 10)).steps, ())
+
+
+class StandbyTests(SynchronousTestCase):
+    """An agent on a host that is not fit hands over like one that leaves, and stays."""
+
+    other = AgentRecord("other", "host", "there", "2")
+    claims = Claims({ADDRESS: "me"}, {"me": STANDBY, "other": other})
+    unfit = evolve(
+        CARRIED, claims=claims, unfit=True, going_since=NOW, admitted=NOW - 60, recorded=Recorded(ME, NOW - 60)
+    )
+
+    def test_says_so_first(self) -> None:
+        """It says so in its record, and goes on until others have had the time to get ready."""
+        beginning = evolve(self.unfit, registration_due=True)
+        self.assertEqual(plan(beginning, TERMS), Plan((Register(STANDBY, ME),), NOW + LONGEST_PREPARATION))
+        told = evolve(self.unfit, recorded=Recorded(STANDBY, NOW + 0.01))
+        self.assertEqual(plan(told, TERMS), Plan((), NOW + 0.01 + TIME_TO_PREPARE))
+        ready = evolve(told, now=NOW + 0.01 + TIME_TO_PREPARE)
+        self.assertEqual(plan(ready, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+        off = evolve(ready, host=Host(LINK))
+        self.assertEqual(plan(off, TERMS).steps, (Release(ADDRESS),))
+
+    def test_nobody_to_hand_over_to(self) -> None:
+        """When nobody else may carry anything, or it takes too long, everything goes at once."""
+        for others in ({}, {"other": evolve(self.other, standby=True)}, {"other": evolve(self.other, leaving=True)}):
+            alone = evolve(self.unfit, claims=evolve(self.claims, agents={"me": STANDBY, **others}))
+            self.assertIn(Unassign(frozenset({ADDRESS})), plan(alone, TERMS).steps)
+        late = evolve(self.unfit, going_since=NOW - LONGEST_HAND_OVER)
+        self.assertEqual(plan(late, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+
+    def test_stays(self) -> None:
+        """In the end it carries and marks nothing, tries for nothing, and is still heard of; its chain stays."""
+        empty = evolve(
+            QUIET, claims=Claims({}, self.claims.agents), unfit=True, going_since=NOW - 60, marks=frozenset({WEB})
+        )
+        self.assertEqual(plan(empty, TERMS).steps, (MarkTraffic(frozenset()),))
+        beat = evolve(empty, marks=frozenset(), registration_due=True, recorded=Recorded(STANDBY, NOW - 60))
+        self.assertEqual(plan(beat, TERMS).steps, (Register(STANDBY, ME),))
+        trying = evolve(empty, marks=frozenset(), new={ADDRESS}, busy={ClaimTo(ADDRESS)})
+        self.assertEqual(plan(trying, TERMS).steps, ())
+        leaving = Claims({ADDRESS: "other"}, {"other": evolve(self.other, leaving=True)})
+        self.assertEqual(plan(evolve(empty, marks=frozenset(), claims=leaving), TERMS).steps, ())
+
+    def test_starts_unfit(self) -> None:
+        """One that starts so registers so, and adopts what an earlier life left only to hand it over."""
+        start = evolve(AdoptionTests.LEFT, claims=Claims(), admitted=None, registration_due=True, unfit=True)
+        self.assertIn(Register(STANDBY, ME), plan(start, TERMS).steps)
+        left = evolve(AdoptionTests.LEFT, claims=self.claims, unfit=True, going_since=NOW)
+        self.assertEqual(plan(left, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+        for too_late in (
+            evolve(left, going_since=NOW - LONGEST_HAND_OVER),
+            evolve(left, claims=evolve(self.claims, holders={ADDRESS: "other"})),
+        ):
+            self.assertIn(Unassign(frozenset({ADDRESS})), plan(too_late, TERMS).steps)
+
+    def test_fit_again(self) -> None:
+        """When it ends, it says so, keeps what it still has, and lets others be heard of before it takes more."""
+        again = evolve(self.unfit, unfit=False, fit_since=NOW, registration_due=True)
+        self.assertEqual(plan(again, TERMS).steps, (Register(ME, STANDBY),))
+        free = evolve(QUIET, fit_since=NOW - 0.1)
+        self.assertEqual(plan(free, TERMS), Plan((), NOW - 0.1 + SETTLING))
+        self.assertIn(Acquire(ADDRESS), plan(evolve(free, now=NOW - 0.1 + SETTLING), TERMS).steps)
+
+    def test_leaves(self) -> None:
+        """One that leaves meanwhile replaces and deletes the record that is there."""
+        leaving = evolve(ME, leaving=True)
+        going = evolve(self.unfit, draining=True, recorded=Recorded(STANDBY, NOW - 1))
+        self.assertEqual(plan(going, TERMS).steps, (Register(leaving, STANDBY), Unassign(frozenset({ADDRESS}))))
+        gone = evolve(going, host=Host(LINK), holds={}, claims=Claims(), unmarked=True)
+        self.assertEqual(plan(gone, TERMS).steps, (Deregister(STANDBY),))
+
+    def test_others(self) -> None:
+        """Nobody waits for an agent on standby, and who comes first without it gets ready for what it carries."""
+        first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
+        agents = {first: AgentRecord(first, "host", "there", "2", standby=True)}
+        free = evolve(QUIET, claims=Claims({}, agents), free_since={ADDRESS: NOW})
+        self.assertIn(Acquire(ADDRESS), plan(free, TERMS).steps)
+        carried = evolve(QUIET, claims=Claims({ADDRESS: first}, agents))
+        self.assertEqual(plan(carried, TERMS).steps, (MarkTraffic(frozenset({WEB})),))
+
+
+class EligibleTests(SynchronousTestCase):
+    """Some addresses may be on some Nodes only."""
+
+    ids = ("me", "one", "two", "three")
+    agents = {i: AgentRecord(i, "host", i, i, node="" if i == "me" else f"node-{i}") for i in ids}
+
+    def may(self, see: Situation, *names: str) -> Situation:
+        return evolve(see, eligible={ADDRESS: frozenset(names)})
+
+    def test_not_here(self) -> None:
+        """An address that may not be on this agent's Node is left alone."""
+        self.assertEqual(plan(self.may(QUIET, "elsewhere"), TERMS), Plan())
+        self.assertEqual(plan(self.may(QUIET), TERMS), Plan())
+        self.assertIn(Acquire(ADDRESS), plan(self.may(QUIET, "me", "elsewhere"), TERMS).steps)
+
+    def test_not_here_any_more(self) -> None:
+        """One that is carried here goes at once: first the address, and then the claim."""
+        for nodes in (("elsewhere",), ()):
+            moved = self.may(CARRIED, *nodes)
+            self.assertEqual(plan(moved, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+            off = evolve(moved, host=Host(LINK))
+            self.assertEqual(plan(off, TERMS).steps, (MarkTraffic(frozenset()), Release(ADDRESS)))
+
+    def test_undecided(self) -> None:
+        """While it is not known who may carry one, nobody tries for it, and who carries or held it goes on."""
+        free = evolve(QUIET, undecided={ADDRESS})
+        self.assertEqual(plan(free, TERMS), Plan())
+        beaten = evolve(CARRIED, undecided={ADDRESS}, renewals_due={ADDRESS})
+        self.assertEqual(plan(beaten, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+        left = evolve(AdoptionTests.LEFT, undecided={ADDRESS}, claims=Claims({ADDRESS: "me"}))
+        self.assertEqual(plan(left, TERMS).steps, (Renew(frozenset({ADDRESS})),))
+
+    def test_adoption(self) -> None:
+        """What an earlier life left where it must not be any more is taken away."""
+        left = self.may(evolve(AdoptionTests.LEFT, claims=Claims({ADDRESS: "me"})), "elsewhere")
+        self.assertEqual(plan(left, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+
+    def test_ranking(self) -> None:
+        """Only agents on those Nodes are waited for; an agent's Node is what its record says."""
+        first = next(name for name in map(str, range(100)) if rank(ADDRESS, "me", [name]) == 1)
+        agents = {first: AgentRecord(first, "host", "there", "2", node="their-node")}
+        free = evolve(QUIET, claims=Claims({}, agents), free_since={ADDRESS: NOW})
+        self.assertIn(Acquire(ADDRESS), plan(self.may(free, "me", first), TERMS).steps)
+        self.assertEqual(plan(self.may(free, "me", "their-node"), TERMS), Plan((), NOW + STAGGER))
+
+    def test_getting_ready(self) -> None:
+        """Who will try first for what must move marks its traffic, and nobody else does."""
+        agents = {**self.agents, "gone": AgentRecord("gone", "host", "gone", "gone")}
+        see = evolve(QUIET, claims=Claims({ADDRESS: "gone"}, agents))
+        for staying, nodes, candidates in (
+            (("gone", "me", "node-one"), 0, ()),
+            (("me", "node-one"), 1, ("me", "one")),
+            (("node-two",), 1, ("two",)),
+        ):
+            first = sorted(candidates, key=lambda i: rank(ADDRESS, i, candidates))[:nodes]
+            for i in self.ids:
+                marked = (MarkTraffic(frozenset({WEB})),) if i in first else ()
+                self.assertEqual(plan(self.may(see, *staying), Terms(agents[i], 10)).steps, marked)
+
+    def test_fair_share(self) -> None:
+        """An agent's share is that of what it may carry, divided by those that may, too."""
+        wanted = {IPv4Address(n): frozenset({Mark(IPv4Address(n), Protocol.TCP, 80, "web")}) for n in range(9, 109)}
+        see = evolve(QUIET, claims=Claims({}, self.agents), wanted=wanted, free_since=dict.fromkeys(wanted, NOW))
+        for nodes, share in ((("me", "node-one"), 52), (("me", "node-one", "node-two"), 35)):
+            only = evolve(see, eligible=dict.fromkeys(wanted, frozenset(nodes)))
+            for held, tries in ((share - 1, True), (share, False)):
+                full = evolve(
+                    only, holds={IPv4Address(n): Hold(IPv4Address(n), NOW, NOW) for n in range(200, 200 + held)}
+                )
+                acquired = [step for step in plan(full, TERMS).steps if isinstance(step, Acquire)]
+                self.assertEqual(acquired != [], tries, (nodes, held))
 
 
 class KeepingTests(SynchronousTestCase):
@@ -619,6 +773,11 @@ subjects = st.one_of(
     addresses.map(ClaimTo),
     addresses.map(AssignmentOf),
 )
+nodes = st.sampled_from(["me", "other", "elsewhere"])
+agents = st.dictionaries(ids, st.tuples(st.booleans(), nodes, st.booleans()), max_size=3).map(
+    lambda drawn: {i: AgentRecord(i, i, i, i, *flags) for i, flags in drawn.items()}
+)
+own_records = st.sampled_from([ME, evolve(ME, leaving=True), STANDBY])
 some_marks = st.frozensets(st.sampled_from(sorted(frozenset().union(*marks_of.values()))))
 
 
@@ -633,12 +792,14 @@ def situations(draw: st.DrawFn) -> Situation:
     return Situation(
         now=NOW,
         wanted=None if wanted is None else {address: marks_of[address] for address in wanted},
+        eligible=draw(st.dictionaries(addresses, st.frozensets(nodes))),
+        undecided=draw(st.frozensets(addresses)),
         claims=draw(
             st.none()
             | st.builds(
                 Claims,
                 st.dictionaries(addresses, ids),
-                st.dictionaries(ids, st.none()).map(lambda d: {i: AgentRecord(i, i, i, i) for i in d}),
+                agents,
             )
         ),
         heard=draw(st.dictionaries(addresses, st.none() | ids)),
@@ -665,16 +826,18 @@ def situations(draw: st.DrawFn) -> Situation:
         admitted=draw(st.none() | st.floats(NOW - 20, NOW)),
         recorded_until=draw(moments),
         newest_agent=draw(st.floats(NOW - 20, NOW)),
-        recalled=draw(st.frozensets(ids)),
+        recalled=draw(agents),
         gave_up=draw(st.frozensets(ids)),
         busy=draw(st.frozensets(subjects)),
         failures=draw(st.dictionaries(subjects, st.integers(0, 5))),
         rests=draw(st.dictionaries(subjects, moments)),
         draining=draw(st.booleans()),
-        draining_since=draw(st.sampled_from([-inf, NOW - 3, NOW - 1, NOW - 0.2, NOW])),
+        unfit=draw(st.booleans()),
+        going_since=draw(st.sampled_from([-inf, NOW - 3, NOW - 1, NOW - 0.2, NOW])),
+        fit_since=draw(st.sampled_from([-inf, NOW - 3, NOW - 0.2])),
         unmarked=draw(st.booleans()),
         registered=draw(st.booleans()),
-        leaving_since=draw(st.sampled_from([None, NOW - 0.05, NOW - 1])),
+        recorded=draw(st.none() | st.builds(Recorded, own_records, st.sampled_from([NOW - 0.05, NOW - 1]))),
     )
 
 
@@ -688,10 +851,11 @@ class PropertyTests(SynchronousTestCase):
         assigned = set(see.host.assigned) if see.host else set()
         live = {a for a, hold in see.holds.items() if TERMS.hold_ends(hold) > NOW}
         claimed = {a for a, holder in {**(see.claims.holders if see.claims else {}), **see.heard}.items() if holder}
+        elsewhere = {a for a, nodes in see.eligible.items() if terms.record.node_name not in nodes}
         for step in made.steps:
             if isinstance(step, Assign):
                 for assignment in step.assignments:
-                    self.assertIn(assignment.address, live)
+                    self.assertIn(assignment.address, live - elsewhere)
                     self.assertTrue(assignment.address in assigned or assignment.address not in see.new | see.foreign)
                     self.assertLess(assignment.expires, see.holds[assignment.address].sent + TERMS.ttl)
                     if see.wanted is None:
@@ -699,12 +863,12 @@ class PropertyTests(SynchronousTestCase):
                     else:
                         self.assertTrue(see.wanted[assignment.address] <= (see.marks or frozenset()))
             elif isinstance(step, Announce):
-                self.assertTrue({assignment.address for assignment in step.assignments} <= live & assigned)
+                self.assertTrue({each.address for each in step.assignments} <= (live & assigned) - elsewhere)
             elif isinstance(step, Release):
                 self.assertNotIn(step.address, assigned)
                 self.assertFalse(ADDRESSES in see.busy or see.host_unsure or see.host is None)
             elif isinstance(step, Acquire):
-                self.assertNotIn(step.address, live | claimed | assigned)
+                self.assertNotIn(step.address, live | claimed | assigned | elsewhere | see.undecided)
                 self.assertIn(step.address, see.wanted or {})
                 self.assertTrue(step.address in see.own or see.wary_until <= NOW)
                 self.assertLess(NOW, see.recorded_until)
@@ -717,12 +881,14 @@ class PropertyTests(SynchronousTestCase):
             see.admitted is None and [step for step in made.steps if isinstance(step, Acquire | Renew | Release)]
         )
         if see.draining:
-            self.assertEqual([step for step in made.steps if isinstance(step, Acquire | Probe | MarkTraffic)], [])
+            self.assertEqual([step for step in made.steps if isinstance(step, MarkTraffic)], [])
+        if see.draining or see.unfit:
+            self.assertEqual([step for step in made.steps if isinstance(step, Acquire | Probe)], [])
             carrying_on = [step for step in made.steps if isinstance(step, Assign | Announce)]
             self.assertTrue(all(each.address in assigned for step in carrying_on for each in step.assignments))
             going_on = {a for step in made.steps if isinstance(step, Renew) for a in step.addresses}
-            self.assertTrue(going_on <= assigned & live)
-            if see.draining_since + LONGEST_HAND_OVER <= NOW:
+            self.assertTrue(going_on <= assigned & (live if see.draining else live | see.adoptable))
+            if see.going_since + LONGEST_HAND_OVER <= NOW:
                 self.assertEqual((carrying_on, going_on), ([], set()))
         busy = [subject for step in made.steps for subject in step.subjects]
         self.assertEqual(len(busy), len(set(busy)), made.steps)
@@ -731,12 +897,17 @@ class PropertyTests(SynchronousTestCase):
 
     @given(situations())
     def test_lapsed(self, see: Situation) -> None:
-        """No address stays past the end of its hold, but one of an earlier life that the kernel removes in time."""
+        """
+        No address stays past the end of its hold, but one of an earlier life that the kernel removes in time; nor where
+        it must not be.
+        """
         made = plan(evolve(see, busy=frozenset(), rests={}), TERMS)
         away = {a for step in made.steps if isinstance(step, Unassign) for a in step.addresses}
         for address, expires in (see.host.assigned if see.host else {}).items():
             held = address in see.holds and TERMS.hold_ends(see.holds[address]) > NOW
-            if not held and not (address in see.adoptable and expires <= NOW + TERMS.ttl):
+            over = see.unfit and see.going_since + LONGEST_HAND_OVER <= NOW
+            elsewhere = "me" not in see.eligible.get(address, {"me"})
+            if over or elsewhere or not (held or (address in see.adoptable and expires <= NOW + TERMS.ttl)):
                 self.assertIn(address, away)
 
     @given(situations())

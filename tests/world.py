@@ -16,7 +16,7 @@ from kiwi.agent import Agent
 from kiwi.backoff import BackoffPolicy
 from kiwi.claims.interface import IClaimStore
 from kiwi.claims.memory import MemoryClaims
-from kiwi.model import AgentRecord, Mark, Protocol, Service, ServiceName, ServicePort
+from kiwi.model import AgentRecord, Cluster, Endpoints, Mark, Protocol, Service, ServiceName, ServicePort
 from kiwi.network.intents import Network
 from kiwi.network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from kiwi.network.threads import immediately
@@ -28,8 +28,10 @@ LAN = ip_network("192.168.1.0/24")
 HTTP = ServicePort(Protocol.TCP, 8080)
 
 
-def service(name: str, *addresses: IPv4Address, port: ServicePort = HTTP, created: str = "") -> Service:
-    return Service(ServiceName("default", name), frozenset({port}), addresses, created)
+def service(
+    name: str, *addresses: IPv4Address, port: ServicePort = HTTP, created: str = "", local: bool = False
+) -> Service:
+    return Service(ServiceName("default", name), frozenset({port}), addresses, created, local)
 
 
 def mark(name: str, address: IPv4Address = ADDRESS, port: ServicePort = HTTP) -> Mark:
@@ -41,7 +43,7 @@ def mark(name: str, address: IPv4Address = ADDRESS, port: ServicePort = HTTP) ->
 class _Told(TwistedService):
     """A watch that is told what to tell."""
 
-    tell: Callable[[Mapping[ServiceName, Service]], None]
+    tell: Callable[[Cluster], None]
 
 
 @define(eq=False)
@@ -85,17 +87,17 @@ class SimulatedHost:
             self.addresses, self.firewall, self.announcer, self.neighbours, immediately, immediately, immediately
         )
 
-        def watch_services(tell: Callable[[Mapping[ServiceName, Service]], None]) -> IService:
+        def watch_cluster(tell: Callable[[Cluster], None]) -> IService:
             self.watch = _Told(tell)
             return self.watch
 
         def watch_host(changed: Callable[[], None]) -> IService:
             self.changed = changed
-            return _Told(lambda services: None)
+            return _Told(lambda cluster: None)
 
         def watch_neighbours(heard: Callable[[IPv4Address, bytes], None]) -> IService:
             self.heard = heard
-            return _Told(lambda services: None)
+            return _Told(lambda cluster: None)
 
         self.agent = Agent(
             Terms(AgentRecord(agent_id or self.name, self.name, self.name, f"{self.name}/{self.instances}"), self.ttl),
@@ -104,17 +106,23 @@ class SimulatedHost:
             self.store(agent_id or self.name),
             network,
             BackoffPolicy(0.1, 5, lambda low, high: (low + high) / 2),
-            watch_services,
+            watch_cluster,
             watch_host,
             watch_neighbours,
             self.refusals.append,
         )
         self.agent.startService()
 
-    def tell(self, *services: Service) -> None:
-        """These are the Services, as far as this agent hears."""
+    def tell(self, *services: Service, endpoints: Mapping[str, Endpoints] | None = None, unfit: str = "") -> None:
+        """
+        These are the Services, as far as this agent hears.
+
+        @param endpoints: where they have endpoints, by the name of a Service; C{None} while that is not known.
+        @param unfit: why its host may carry nothing.
+        """
         assert self.watch is not None
-        self.watch.tell({told.name: told for told in services})
+        known = None if endpoints is None else {ServiceName("default", name): at for name, at in endpoints.items()}
+        self.watch.tell(Cluster({told.name: told for told in services}, known, unfit))
 
     def stop(self) -> Deferred[None]:
         """Stop the agent in order."""
@@ -156,11 +164,11 @@ class World:
         made.start(agent_id)
         return made
 
-    def tell(self, *services: Service) -> None:
-        """Every agent that runs hears that these are the Services."""
+    def tell(self, *services: Service, endpoints: Mapping[str, Endpoints] | None = None) -> None:
+        """Every agent that runs hears that these are the Services, and where they have endpoints."""
         for host in self.hosts:
             if host.agent is not None:
-                host.tell(*services)
+                host.tell(*services, endpoints=endpoints)
 
     def carriers(self, address: IPv4Address) -> list[SimulatedHost]:
         """The hosts that have an address on their interface."""

@@ -84,10 +84,12 @@ class ObjectWatch(service.Service, Generic[N, T]):
         backoff: BackoffPolicy,
         changed: Callable[[Mapping[N, T]], None],
         counted: str = "",
+        absent: Callable[[], None] = lambda: None,
     ) -> None:
         """
         @param api: a version of the API, or C{auto} for the newest that the server offers.
         @param counted: for the log, which of the objects are told of: words that go behind a number of them.
+        @param absent: called each time that the server says to have no such objects, in no version that Kiwi speaks.
         """
         self._clock = objects.api.clock
         self._endpoint = printable(objects.api.endpoint)
@@ -97,6 +99,7 @@ class ObjectWatch(service.Service, Generic[N, T]):
         self._api = api
         self._backoff = Backoff(backoff)
         self._changed = changed
+        self._absent = absent
         self._loop: Deferred[None] | None = None
         self._telling: IDelayedCall | None = None
         # What is known of the objects. It is complete once they have been known in full.
@@ -128,6 +131,11 @@ class ObjectWatch(service.Service, Generic[N, T]):
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.cancel()
+
+    @property
+    def version(self) -> str | None:
+        """The version of the API by which they are followed, or C{None} while that is not known."""
+        return self._version
 
     def _start(self, wait: float) -> None:
         self._loop = Deferred.fromCoroutine(self._run(wait))
@@ -183,6 +191,7 @@ class ObjectWatch(service.Service, Generic[N, T]):
             self._since = None
         if isinstance(trouble, Absent):
             self._version = None
+            self._absent()
         kind = Unreachable if isinstance(trouble, Unreachable) else type(trouble)
         if kind in self._told:
             return

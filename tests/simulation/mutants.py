@@ -126,6 +126,24 @@ class _AsksAgainAndAgain(Converger):
         return super()._gather()
 
 
+class _CarriesAnything(Converger):
+    """Does not care where Services have their endpoints."""
+
+    __slots__ = ()
+
+    def _gather(self) -> Situation:
+        return evolve(super()._gather(), eligible={}, undecided=frozenset())
+
+
+class _CarriesOn(Converger):
+    """Does not care whether its host is fit."""
+
+    __slots__ = ()
+
+    def _gather(self) -> Situation:
+        return evolve(super()._gather(), unfit=False)
+
+
 class _WithoutMargin(Terms):
     """Leaves nothing for the kernel, nor for a slow clock."""
 
@@ -246,6 +264,7 @@ class Mutant:
 
 
 ORDER = ("no claim", "without a claim", "two carriers")
+ELSEWHERE = ("may only be on", "is not wanted")
 MARGIN = ("longer than", "too late", "after its claim", "two carriers", "no claim", "without a claim")
 
 MUTANTS = (
@@ -256,6 +275,8 @@ MUTANTS = (
     Mutant("adopts without asking the store", Mutation(converger=_AdoptsUnasked), MARGIN),
     Mutant("extends lifetimes by an unconfirmed heartbeat", Mutation(converger=_ExtendsUnconfirmed), MARGIN),
     Mutant("asks the store again and again", Mutation(converger=_AsksAgainAndAgain), ("requests of kind", "wakes")),
+    Mutant("carries what must be elsewhere", Mutation(converger=_CarriesAnything), ELSEWHERE),
+    Mutant("carries on where its host is unfit", Mutation(converger=_CarriesOn), ELSEWHERE),
     Mutant("leaves no margin", Mutation(terms=_WithoutMargin), MARGIN),
     Mutant("leaves the kernel no margin", Mutation(terms=_WithoutMarginForTheKernel), MARGIN),
     Mutant("counts deadlines from the answer", Mutation(store=_CountsFromTheAnswer), MARGIN),

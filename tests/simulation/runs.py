@@ -142,7 +142,8 @@ def _stay_steady(world: World) -> None:
     beats = 3 * STEADY + 2
     addresses, agents = len(world.holders()), len(world.hosts)
     sent = Counter(_about(request) for request in world.network.sent[before:])
-    watches = agents * 2 * (seconds / LONGEST_WATCH[0] + 1)
+    # Of Services, EndpointSlices, one Node, and Leases; each watch ends by itself after a while.
+    watches = agents * 4 * (seconds / LONGEST_WATCH[0] + 1)
     allowed = {"renewal": addresses * beats, "record": agents * beats, "watch": watches, "other": 0}
     for kind, requests in sorted(sent.items()):
         if requests > allowed[kind]:

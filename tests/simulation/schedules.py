@@ -73,8 +73,9 @@ class Schedule:
         )
 
 
-# Which addresses a Service has: some share one, some have two.
+# Which addresses a Service has: some share one, some have two. And which are carried only where they have endpoints.
 SERVICES = 8
+LOCAL = (1, 4, 7)
 
 
 def addresses_of(number: int, edition: int) -> Sequence[int]:
@@ -223,7 +224,22 @@ def _put(world: World, event: Happening) -> None:
         f"service-{number}",
         [ADDRESSES[place] for place in addresses_of(number, edition)],
         8000 + number + 100 * (edition == 3),
+        number in LOCAL,
     )
+
+
+def _move_endpoints(world: World, event: Happening) -> None:
+    number, pattern = LOCAL[event.number % len(LOCAL)], event.number // len(LOCAL)
+    nodes = [host.name for host in world.hosts]
+    chosen = ([], nodes, nodes[::2], nodes[1::2])[pattern] if pattern < 4 else [nodes[pattern % len(nodes)]]
+    world.kubernetes.put_endpoints(f"service-{number}", chosen)
+
+
+def _put_node(excluded: bool) -> Callable[[World, Happening], None]:
+    def apply(world: World, event: Happening) -> None:
+        world.kubernetes.put_node(_host(world, event).name, excluded)
+
+    return apply
 
 
 def _delete(world: World, event: Happening) -> None:
@@ -349,6 +365,10 @@ KINDS: Mapping[str, Kind] = {
     "Kubernetes ends watches": Kind(0.5, lambda w, e: w.kubernetes.state.end_watches(), scope="kubernetes"),
     "Service set": Kind(5, _put, scope="service"),
     "Service deleted": Kind(3, _delete, scope="service"),
+    "endpoints move": Kind(4, _move_endpoints, scope="service"),
+    "node excluded": Kind(1.5, _put_node(True), _put_node(False), 2),
+    "node excluded for good": Kind(0.7, _put_node(True)),
+    "node deleted": Kind(1, lambda w, e: w.kubernetes.delete_node(_host(w, e).name), _put_node(False), 2),
     "address deleted by hand": Kind(1, _delete_address, scope="service"),
     "address made permanent by hand": Kind(1, _make_permanent, scope="service"),
     "chain flushed": Kind(1, _flush),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
 from attrs import define, field
 
+from kiwi.kubernetes.endpoints import SERVICE
+from kiwi.kubernetes.nodes import EXCLUDED
 from tests.fakes.etcd2 import FakeEtcd2
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState, encode, service
 
@@ -141,7 +143,7 @@ class Store:
 
 @define(eq=False, repr=False)
 class Kubernetes:
-    """An API server with Services."""
+    """An API server with Services, their endpoints, and Nodes."""
 
     name = "kubernetes"
     timeline: Timeline
@@ -166,8 +168,38 @@ class Kubernetes:
             request.write(answer)
             request.finish()
 
-    def put(self, name: str, addresses: Sequence[IPv4Address], port: int) -> None:
-        self.state.put(service(name, map(str, addresses), (port,)))
+    def put(self, name: str, addresses: Sequence[IPv4Address], port: int, local: bool = False) -> None:
+        """
+        A Service is like this now.
+
+        @param local: only hosts with an endpoint may carry its addresses.
+        """
+        manifest = service(name, map(str, addresses), (port,))
+        manifest["spec"] |= {"type": "NodePort", "externalTrafficPolicy": "Local" if local else "Cluster"}
+        self.state.put(manifest)
+
+    def put_endpoints(self, name: str, nodes: Iterable[str]) -> None:
+        """A Service has endpoints on these Nodes now."""
+        metadata = {"name": f"{name}-1", "namespace": "default", "labels": {SERVICE: name}}
+        endpoints = [{"addresses": ["10.0.0.1"], "nodeName": node, "conditions": {"ready": True}} for node in nodes]
+        self.state.put(
+            {
+                "kind": "EndpointSlice",
+                "apiVersion": "discovery.k8s.io/v1",
+                "metadata": metadata,
+                "addressType": "IPv4",
+                "endpoints": endpoints,
+            }
+        )
+
+    def put_node(self, name: str, excluded: bool = False) -> None:
+        """A Node is like this now."""
+        labels = {EXCLUDED: ""} if excluded else {}
+        self.state.put({"kind": "Node", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
+
+    def delete_node(self, name: str) -> None:
+        if ("", name) in self.state.objects("nodes"):
+            self.state.delete(name, "", plural="nodes")
 
     def delete(self, name: str) -> None:
         if ("default", name) in self.state.services:
@@ -181,6 +213,20 @@ class Kubernetes:
                 ports = frozenset(port.port for port in stored.ports)
                 wanted[IPv4Address(address)] = wanted.get(IPv4Address(address), frozenset()) | ports
         return wanted
+
+    def eligible(self, nodes: frozenset[str]) -> Mapping[IPv4Address, frozenset[str]]:
+        """Which of these Nodes may carry each wanted address."""
+        found = self.state.objects("nodes")
+        fit = frozenset(node for node in nodes if ("", node) in found and EXCLUDED not in found["", node].labels)
+        eligible: dict[IPv4Address, frozenset[str]] = {}
+        for stored in self.state.services.values():
+            here = fit
+            if stored.policies.get("externalTrafficPolicy") == "Local":
+                part = self.state.objects("endpointslices").get(("default", f"{stored.name}-1"))
+                here &= {each["nodeName"] for each in part.body["endpoints"]} if part else set()
+            for address in map(IPv4Address, stored.external):
+                eligible[address] = eligible.get(address, here) & here
+        return eligible
 
     def stop(self) -> None:
         """Break all connections, and accept none."""

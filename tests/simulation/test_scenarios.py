@@ -256,6 +256,64 @@ class ScenarioTests(SynchronousTestCase):
             self.assertTrue(first.is_running)
             self.assert_settled(stage)
 
+    def test_endpoints_move(self) -> None:
+        """When its last endpoint goes, an address moves on in milliseconds to a host that has one."""
+        stage = self.stage()
+        kubernetes, first = stage.world.kubernetes, stage.carrier
+        second = next(host for host in stage.world.hosts if host is not first)
+        kubernetes.put_endpoints("service-0", [first.name])
+        kubernetes.put("service-0", [ADDRESS], 8000, local=True)
+        missed = stage.outage(5.0)
+        self.assertEqual((missed, stage.carrier), (0, first))
+        kubernetes.put_endpoints("service-0", [second.name])
+        self.assertLess(stage.outage(5.0), 0.05)
+        self.assertIs(stage.carrier, second)
+        kubernetes.put_endpoints("service-0", [])
+        stage.world.pass_time(0.5)
+        self.assertEqual((stage.world.carriers(ADDRESS), ADDRESS in stage.world.holders()), ([], False))
+        self.assert_settled(stage)
+
+    def test_endpoints_not_known(self) -> None:
+        """While an agent cannot see endpoints, it keeps what it carries, also when it is started again."""
+        stage = self.stage()
+        kubernetes, first = stage.world.kubernetes, stage.carrier
+        kubernetes.put_endpoints("service-0", [first.name])
+        kubernetes.put("service-0", [ADDRESS], 8000, local=True)
+        missed = stage.outage(5.0)
+        kubernetes.state.fail(403, path="/apis/discovery.k8s.io")
+        for host in stage.world.hosts:
+            host.kill()
+            host.start()
+        missed += stage.outage(3.0 * stage.world.ttl)
+        self.assertEqual((missed, stage.carrier), (0, first))
+        self.assert_settled(stage)
+
+    def test_node_excluded(self) -> None:
+        """A host whose Node is excluded or deleted hands over in milliseconds; nothing moves back when it is again."""
+        for kind in ("node excluded", "node deleted"):
+            with Stage() as stage:
+                first = stage.carrier
+                excluded = stage.happen(kind, first)
+                self.assertLess(stage.outage(2.0), 0.05)
+                self.assertEqual(first.kernel.entries, {})
+                second = stage.carrier
+                self.assert_settled(stage)
+                stage.over(excluded)
+                self.assertEqual((stage.outage(3.0 * stage.world.ttl), stage.carrier), (0, second))
+                self.assert_settled(stage)
+
+    def test_all_nodes_excluded(self) -> None:
+        """When all Nodes are excluded, nothing is carried; as soon as one is not, it carries everything."""
+        stage = self.stage()
+        happenings = [stage.happen("node excluded", host) for host in stage.world.hosts]
+        stage.world.pass_time(3.0)
+        self.assertEqual(stage.world.holders(), {})
+        self.assert_settled(stage)
+        stage.over(happenings[1])
+        stage.world.pass_time(2.0)
+        self.assertIs(stage.carrier, stage.world.hosts[1])
+        self.assert_settled(stage)
+
     def test_silent_kubernetes(self) -> None:
         """A watch whose connection is gone without a word is noticed when it has been silent for too long."""
         stage = self.stage()

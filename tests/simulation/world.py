@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from math import inf
 from random import Random
@@ -23,10 +24,9 @@ from kiwi.claims.interface import IClaimStore
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import Converger
 from kiwi.kubernetes.api import KubernetesAPI
-from kiwi.kubernetes.client import Objects
+from kiwi.kubernetes.cluster import ClusterWatch
 from kiwi.kubernetes.credentials import NoCredentials
-from kiwi.kubernetes.services import SERVICES
-from kiwi.kubernetes.watch import ObjectWatch
+from kiwi.kubernetes.services import Sources
 from kiwi.model import AgentRecord
 from kiwi.network.intents import Network as HostNetwork
 from kiwi.network.interface import IAddresses
@@ -177,7 +177,11 @@ class SimulatedHost:
             for_probes.call,
         )
         record = AgentRecord(
-            self.agent_id, self.name, f"{self.name}/{self.boots}", f"{self.name}/{self.boots}/{self.instances}"
+            self.agent_id,
+            self.name,
+            f"{self.name}/{self.boots}",
+            f"{self.name}/{self.boots}/{self.instances}",
+            node="" if self.agent_id == self.name else self.name,
         )
 
         def watch_host(changed: Callable[[], None]) -> IService:
@@ -195,7 +199,7 @@ class SimulatedHost:
             world.mutation.store(store, clock),
             network,
             backoff,
-            lambda changed: ObjectWatch(Objects(server, SERVICES), "v1", backoff, changed),
+            partial(ClusterWatch, server, backoff, "v1", Sources(), self.name, self.number % 2 == 0),
             watch_host,
             watch_neighbours,
             self._refused,
@@ -450,9 +454,11 @@ class World:
         self.network.dispose()
 
     def add_host(self) -> SimulatedHost:
-        """One host more, without an agent."""
-        self.hosts.append(SimulatedHost(self, len(self.hosts) + 1))
-        return self.hosts[-1]
+        """One host more, without an agent, and its Node."""
+        host = SimulatedHost(self, len(self.hosts) + 1)
+        self.hosts.append(host)
+        self.kubernetes.put_node(host.name)
+        return host
 
     def members_of(self, host: SimulatedHost) -> Sequence[str]:
         """The members of the store that an agent is told of, in its own order."""
@@ -516,7 +522,9 @@ class World:
 
     def unsettled(self) -> list[str]:
         """What is not yet as it should be when nothing is wrong any more."""
-        wanted = self.kubernetes.wanted()
+        hosts = frozenset(host.name for host in self.hosts)
+        eligible = self.kubernetes.eligible(hosts)
+        wanted = {address: ports for address, ports in self.kubernetes.wanted().items() if eligible[address]}
         found = []
         holders = dict(self.holders())
         for address in sorted({*wanted, *holders, *(a for host in self.hosts for a in host.kernel.entries)}):
@@ -525,6 +533,8 @@ class World:
             if carriers != expected or (address in wanted) != (address in holders):
                 wish = "wanted" if address in wanted else "not wanted"
                 found.append(f"{address} is {wish}, claimed by {holders.get(address)} and carried by {carriers}")
+            elif not eligible.get(address, hosts).issuperset(carriers):
+                found.append(f"{address} is on {carriers}, and may only be on {sorted(eligible[address])}")
         for host in self.hosts:
             marked = {(mark.address, mark.port) for mark in host.kernel.marks or ()}
             due = {(address, port) for address in host.kernel.entries for port in wanted.get(address, ())}
