@@ -79,6 +79,15 @@ TIME_TO_BE_REFUSED = 1.0
 DEFENCE_INTERVAL = 10.0
 """Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
 
+CONTEST = 5.0
+"""
+Seconds from when an address was assigned in which it is given up to another machine that says twice that it has it.
+See Note [Two at once].
+"""
+
+ECHO = 0.1
+"""Seconds after which what is heard is no more of what was on its way when it was heard first."""
+
 TIME_TO_TAKE_OVER = 2.0
 """Seconds for which an agent that has given up a claim counts as one that cannot carry what is free."""
 
@@ -87,6 +96,14 @@ NAMESAKE = "another agent with this agent's id"
 
 HEARSAY = 1.0
 """Seconds for which an answer about one address counts more than what the watch tells, unless the watch has news."""
+
+
+# Note [Two at once]
+# Agents that have different stores, by mistake, know nothing of each other. Whoever has an address answers when another
+# one asks for it; but if both ask at the same moment, or one takes over what the other one has just found free, both
+# have it. Then each hears the other one announce it. What is new here is defended once and then given up (RFC 5227,
+# 2.4 (b)), for a random time, so that one of them is the first to ask again and the other one finds it. What has been
+# carried for long is defended for ever (2.4 (c)).
 
 
 @frozen
@@ -153,6 +170,7 @@ class Converger(TwistedService):
     _clear: set[IPv4Address] = field(factory=set, init=False)
     _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
     _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _assigned_at: dict[IPv4Address, float] = field(factory=dict, init=False)
     _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
@@ -306,15 +324,36 @@ class Converger(TwistedService):
     def neighbour_heard(self, address: IPv4Address, mac: bytes) -> None:
         """A machine on the link says that it has an address."""
         now = self.clock.seconds()
-        if self._host is None or address not in self._host.assigned or now < self._defended.get(address, -inf):
+        if self._host is None or address not in self._host.assigned:
             return
-        self._defended[address] = now + DEFENCE_INTERVAL
+        defended = self._defended.get(address, -inf)
+        if now - defended < DEFENCE_INTERVAL:
+            if now - defended >= ECHO and now - self._assigned_at.get(address, -inf) < CONTEST:
+                self._yield(address, mac)
+            return
+        self._defended[address] = now
         self._announced.pop(address, None)
         self.log.error(
             "{address}: another machine, with the MAC address {mac}, says that it has this address too; "
             "announcing anew",
             address=address,
             mac=mac.hex(":"),
+        )
+        self._wake()
+
+    def _yield(self, address: IPv4Address, mac: bytes) -> None:
+        """Leave an address to another machine. See Note [Two at once]."""
+        if address in self._foreign:
+            return
+        seconds = self.backoff.uniform(1, 2) * self.terms.ttl
+        self._clear.discard(address)
+        self._foreign[address] = _Foreign(mac, self.clock.seconds() + seconds)
+        self.log.error(
+            "{address}: giving it up to another machine, with the MAC address {mac}, which goes on saying that it has "
+            "it: is that an agent with another claim store? Asking again in {seconds:.1f} s",
+            address=address,
+            mac=mac.hex(":"),
+            seconds=seconds,
         )
         self._wake()
 
@@ -769,6 +808,7 @@ class Converger(TwistedService):
             self._succeeded(AssignmentOf(address))
             if address not in before:
                 self._announced.pop(address, None)
+                self._assigned_at[address] = self.clock.seconds()
                 self.log.info("{address}: assigned", address=address)
         for address, reason in result.failed.items():
             self._failed(AssignmentOf(address), reason)
@@ -782,6 +822,7 @@ class Converger(TwistedService):
         for address in sorted(result.gone):
             self._adoptable.discard(address)
             self._announced.pop(address, None)
+            self._assigned_at.pop(address, None)
             self._extended.pop(address, None)
             self._rests.pop(AssignmentOf(address), None)
             self.log.info("{address}: unassigned", address=address)

@@ -463,12 +463,12 @@ class _Planner:
         return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)
 
     def _is_given_up(self, address: IPv4Address) -> bool:
-        """Whether an address that is held cannot be put up here, so that another agent should try."""
-        if address in self.assigned:
-            return False
+        """Whether an address that is held cannot be put up here, or is another machine's."""
+        if address in self.assigned or address in self.see.foreign:
+            return address in self.see.foreign
         failures = self.see.failures
         most = max(failures.get(subject, 0) for subject in (AssignmentOf(address), FIREWALL, PROBES))
-        return address in self.see.foreign or most >= TRIES_TO_PROVISION
+        return most >= TRIES_TO_PROVISION
 
     def _may_adopt(self, address: IPv4Address) -> bool:
         """

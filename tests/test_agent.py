@@ -763,6 +763,36 @@ class NeighbourTests(AgentTestCase):
         )
         self.assertEqual(len([line for line in said(events) if "another machine" in line]), 1)
         self.assertGreater(len(host.announcer.announced), announced)
+        self.assertEqual(host.carried, {ADDRESS})
+
+    def test_two_at_once(self) -> None:
+        """
+        Another machine that came to have a new address at the same moment is told once that the address is taken. If it
+        goes on, the address is left to it, and asked for again later.
+        """
+        host = self.host()
+        self.world.tell(WEB)
+        self.world.pass_time(0.5)
+        with capturedLogs() as events:
+            for seconds in (0.05, 0.05):
+                host.heard(ADDRESS, MAC)
+                self.world.pass_time(seconds)
+            self.assertEqual((host.carried, len(said(events))), ({ADDRESS}, 2))
+            host.heard(ADDRESS, MAC)
+            self.world.pass_time(0.05)
+        self.assertEqual((host.carried, self.holders()), (set(), {}))
+        self.assertIn(
+            f"{ADDRESS}: giving it up to another machine, with the MAC address 02:00:00:00:00:aa, which goes on saying "
+            "that it has it: is that an agent with another claim store? Asking again in 15.0 s",
+            said(events),
+        )
+        host.neighbours.foreign[ADDRESS] = MAC
+        for _ in range(30):
+            self.world.pass_time(1)
+            self.assertEqual(host.carried, set())
+        host.neighbours.foreign.clear()
+        self.world.pass_time(11)
+        self.assertEqual(host.carried, {ADDRESS})
 
 
 class NameTests(AgentTestCase):

@@ -141,6 +141,8 @@ class WayInTests(SynchronousTestCase):
             plan(evolve(MARKED, foreign={ADDRESS}), TERMS).steps, (MarkTraffic(frozenset()), Release(ADDRESS))
         )
         self.assertEqual(plan(evolve(QUIET, foreign={ADDRESS}), TERMS).steps, ())
+        carried = plan(evolve(CARRIED, foreign={ADDRESS}), TERMS).steps
+        self.assertEqual(carried, (Unassign(frozenset({ADDRESS})),))
 
     def test_assigned(self) -> None:
         """An address that is assigned is announced, as long as it is held."""
