@@ -182,6 +182,11 @@ class RealAPIServer:
         """Those that run now: etcd and the server."""
         return [process for process in (self._etcd, self._server) if process is not None]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the server runs, or was started at least."""
+        return self._server is not None
+
     # Running it
 
     def start(self, wait: bool = True) -> None:
@@ -330,6 +335,18 @@ class RealAPIServer:
         """Give the server another certificate and key, and restart it. (It would see them itself, but in a minute.)"""
         self._write_pair("server", self.authority.for_server([str(self.address), *self.names]))
         self.restart()
+
+    def add_authority(self) -> None:
+        """
+        Have certificates made by another authority from now on. L{ca_file} has both, until L{drop_authorities}. The
+        server trusts the certificates of clients that are from either one, but only when it is started again.
+        """
+        self.authority = Authority(f"Kubernetes of the tests, again ({next(self._serials)})")
+        self._write("ca.crt", self.ca_file.read_bytes() + self.authority.certificate())
+
+    def drop_authorities(self) -> None:
+        """Have L{ca_file} hold the latest authority only."""
+        self._write("ca.crt", self.authority.certificate())
 
     def add_token(self, token: str, user: str, groups: Iterable[str] = ()) -> None:
         """Have the server know a token. It reads them at its start only: L{restart} it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from ipaddress import IPv4Address
@@ -76,17 +76,37 @@ class AgentTestCase(SynchronousTestCase):
     lab: Lab
 
     def setUp(self) -> None:
-        self.lab = shared_lab(self.etcd)
+        self.lab = self.open_lab()
         self.addCleanup(self._clean)
+
+    def open_lab(self) -> Lab:
+        """The lab that the tests share."""
+        return shared_lab(self.etcd)
+
+    def forget_lab(self) -> None:
+        """The next test gets another one."""
+        shared_lab.cache_clear()
+
+    def clear(self) -> None:
+        """Take everything out of the cluster again."""
+        self.lab.cluster.clear()
+
+    def create(self, definition: Mapping[str, Any]) -> None:
+        """Create a Service of Kubernetes C{v1}."""
+        self.lab.cluster.create(definition)
+
+    def claims(self) -> Mapping[IPv4Address, str]:
+        """Which agent claims each address, as the claim store says."""
+        return self.lab.cluster.claims()
 
     def _clean(self) -> None:
         try:
             self.lab.renew()
-            self.lab.cluster.clear()
+            self.clear()
         except BaseException:
             # A lab that cannot be made clean is of no use to the next test.
             self.lab.close()
-            shared_lab.cache_clear()
+            self.forget_lab()
             raise
 
     def start_agents(
@@ -94,7 +114,7 @@ class AgentTestCase(SynchronousTestCase):
     ) -> dict[str, Process]:
         """Start an agent on each of these hosts, or on all; their processes by host name, once all are known."""
         started = {
-            host.name: self.lab.start_agent(host, *options, store_port=store_port) for host in hosts or self.lab.hosts
+            host.name: self.start_agent(host, *options, store_port=store_port) for host in hosts or self.lab.hosts
         }
 
         def known() -> bool:
@@ -104,6 +124,10 @@ class AgentTestCase(SynchronousTestCase):
 
         self.lab.wait_until(known, "all agents to be known", 30)
         return started
+
+    def start_agent(self, host: Host, *options: str, store_port: int = ETCD_PORT) -> Process:
+        """Start an agent on a host, in the way in which all of the test case are started."""
+        return self.lab.start_agent(host, *options, store_port=store_port)
 
     def wait_for_agents(self, *names: str) -> None:
         self.lab.wait_until(lambda: self.known_agents() >= set(names), f"agents {names} to be known", 30)
@@ -130,7 +154,7 @@ class AgentTestCase(SynchronousTestCase):
     def wait_for_nobody(self, address: IPv4Address) -> None:
         """Wait until no host has the address and nobody claims it."""
         self.lab.wait_until(
-            lambda: not self.lab.carriers(address) and address not in self.lab.cluster.claims(),
+            lambda: not self.lab.carriers(address) and address not in self.claims(),
             f"nobody to have {address}",
             20,
         )
@@ -186,7 +210,7 @@ class CarriedTestCase(AgentTestCase):
         self.prepare()
         self.agents = self.start_agents(*self.options, store_port=self.store_port)
         self.serve()
-        self.lab.cluster.create(service("web", [ADDRESS]))
+        self.create(service("web", [ADDRESS]))
         self.carrier = self.lab.wait_for_carrier(ADDRESS)
         self.wait_for_marks(self.carrier, rule())
 
