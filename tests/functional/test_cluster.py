@@ -7,20 +7,23 @@ token, and C{node3} one that names the files of a client certificate. All of the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from ipaddress import IPv4Address
-from itertools import product
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field
 
+from kiwi.kubernetes.endpoints import HOST
+from kiwi.kubernetes.nodes import EXCLUDED
 from tests.fakes.apiserver_process import RealAPIServer
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, Host, Lab, service
 from tests.lab.processes import Process
+from tests.lab.waiting import Impatient
 from tests.lab.ways import Volume, WayIn, as_pod, from_environment, with_kubeconfig, write_kubeconfig
 from tests.test_deploy import DEPLOY, LEASES, MERGE_PATCH, SLICES, Rule, manifests, rules
 
@@ -47,6 +50,21 @@ def secure_lab() -> Lab:
         lab.close()
         raise
     return lab
+
+
+def local(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A Service whose addresses are carried only where it has an endpoint."""
+    return {**definition, "spec": {**definition["spec"], "type": "LoadBalancer", "externalTrafficPolicy": "Local"}}
+
+
+def node(name: str, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A Node."""
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels or {}}}
+
+
+def on_node(version: str, name: str) -> dict[str, Any]:
+    """What an endpoint of a version of the API says of the Node that it is on."""
+    return {"topology": {HOST: name}} if version.endswith("beta1") else {"nodeName": name}
 
 
 class ClusterTestCase(AgentTestCase):
@@ -113,7 +131,8 @@ class ClusterTestCase(AgentTestCase):
                 self.server.ask(
                     "DELETE", SERVICES_PATH.format(item["metadata"]["namespace"]) + item["metadata"]["name"]
                 )
-        self.server.ask("DELETE", LEASES_PATH.format(NAMESPACE))
+        for path in (LEASES_PATH.format(NAMESPACE), "/api/v1/nodes"):
+            self.server.ask("DELETE", path)
 
     def start_agent(self, host: Host, *options: str, store_port: int = ETCD_PORT) -> Process:
         return self.start_kiwi(host, self.ways[host.name], "-r", "192.168.1.0/24", *options)
@@ -124,6 +143,23 @@ class ClusterTestCase(AgentTestCase):
 
     def create(self, definition: Mapping[str, Any]) -> None:
         self.server.kubectl("create", "-f", "-", input=json.dumps(definition))
+
+    def apply(self, *definitions: Mapping[str, Any]) -> None:
+        """Have C{kubectl} make the cluster have these."""
+        everything = {"apiVersion": "v1", "kind": "List", "items": definitions}
+        self.server.kubectl("apply", "-f", "-", input=json.dumps(everything))
+
+    def endpoints(self, name: str, nodes: Sequence[str], namespace: str = "default") -> dict[str, Any]:
+        """An EndpointSlice of a Service that has one ready endpoint on each of these Nodes."""
+        (group,) = (group for group in self.server.ask("GET", "/apis")["groups"] if group["name"] == SLICES)
+        version = group["preferredVersion"]["groupVersion"]
+        return {
+            "apiVersion": version,
+            "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": namespace, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"], **on_node(version, name)} for name in nodes],
+        }
 
     def leases(self, namespace: str = NAMESPACE) -> dict[str, dict[str, Any]]:
         """What each Lease of a namespace says, by its name."""
@@ -236,6 +272,30 @@ class ServiceTests(ClusterTestCase):
         self.wait_for_nobody(ADDRESS)
         self.balance([])
         self.wait_for_nobody(OTHER)
+
+    def test_local_endpoints_and_nodes(self) -> None:
+        """
+        With C{externalTrafficPolicy: Local} it is carried where there is an endpoint, and moves when that does; and it
+        is carried by no Node that is excluded or has gone.
+        """
+        self.apply(*(node(host.name) for host in self.lab.hosts), self.endpoints("web", ["node2"]))
+        self.create(local(service("web", [ADDRESS])))
+        self.wait_for_move("node2")
+        self.apply(self.endpoints("web", ["node3"]))
+        self.wait_for_move("node3")
+        self.apply(self.endpoints("web", ["node1", "node3"]))
+        self.server.kubectl("label", "node", "node3", f"{EXCLUDED}=")
+        self.wait_for_move("node1")
+        self.apply(self.endpoints("web", ["node1", "node2"]))
+        self.server.kubectl("delete", "node", "node1")
+        self.wait_for_move("node2")
+        self.assert_one_carrier_at_a_time(ADDRESS)
+        self.apply(self.endpoints("web", []))
+        self.wait_for_nobody(ADDRESS)
+
+    def wait_for_move(self, name: str) -> None:
+        self.lab.wait_until(lambda: self.lab.ears.having(ADDRESS) == [name], f"{name} to carry it")
+        self.lab.wait_until(lambda: self.claims() == {ADDRESS: name}, f"{name} to have the claim")
 
     def balance(self, addresses: Sequence[IPv4Address]) -> None:
         """Write C{status.loadBalancer} as a controller does."""
@@ -412,89 +472,122 @@ class MistakeTests(ClusterTestCase):
         self.lab.wait_until(lambda: all(map(self.is_refused, MANY)), "one carrier of each address", 30, 0.2)
 
 
-FIRST, SECOND = "first", "second"
+FIRST, SECOND, LOCAL = "first", "second", "local"
 
-WITHOUT: Mapping[Rule, set[str]] = {
-    ("list", "", "services"): set(),
-    # It hears of the change late.
-    ("watch", "", "services"): {SECOND},
-    ("get", LEASES, "leases"): set(),
-    ("list", LEASES, "leases"): set(),
-    ("watch", LEASES, "leases"): set(),
-    ("create", LEASES, "leases"): set(),
-    # What it could claim has ended by itself, and it cannot claim anything again.
-    ("update", LEASES, "leases"): {FIRST},
-    # It has taken the first one off its interface, and cannot give the claim back.
-    ("delete", LEASES, "leases"): {FIRST, SECOND},
+Claimed = frozenset[str]
+NOTHING: Claimed = frozenset()
+BEFORE, AFTER = frozenset([FIRST, LOCAL]), frozenset([SECOND])
+
+WELL = (BEFORE, AFTER, NOTHING)
+"""
+Which Services' addresses an agent claims that lacks nothing: at first; when another one is wanted instead of the first,
+and the last local endpoint of the other one has gone; and when its Node is excluded.
+"""
+
+WITHOUT: Mapping[Rule, tuple[Claimed, Claimed, Claimed]] = {
+    ("list", "", "services"): (NOTHING, NOTHING, NOTHING),
+    ("list", "", "nodes"): (BEFORE, AFTER, AFTER),
+    ("list", SLICES, "endpointslices"): (frozenset([FIRST]), AFTER, NOTHING),
+    # It hears of all changes, but late.
+    **{("watch", group, name): WELL for group, name in (("", "services"), ("", "nodes"), (SLICES, "endpointslices"))},
+    **{(verb, LEASES, "leases"): (NOTHING, NOTHING, NOTHING) for verb in ("get", "list", "watch", "create")},
+    # What it could claim ends by itself, and then it cannot claim anything again, nor delete what is there.
+    ("update", LEASES, "leases"): (BEFORE, BEFORE, BEFORE),
+    # It takes addresses off its interface, and cannot give the claims back.
+    ("delete", LEASES, "leases"): (BEFORE, BEFORE | AFTER, BEFORE | AFTER),
 }
-"""
-Which Services' addresses are claimed at last, where first one and then another one was wanted instead, by an agent that
-lacks one permission. Without a lack it is the second one, at once.
-"""
-
-UNUSED: frozenset[Rule] = frozenset(
-    product(("list", "watch"), [""], ["nodes"]),
-) | frozenset(product(("list", "watch"), [SLICES], ["endpointslices"]))
-"""What agents do not ask for."""
+"""What one claims that lacks one permission."""
 
 
-@frozen
+@define(eq=False)
 class World:
     """
-    An agent with a namespace and a service account of its own, for two addresses of its own.
+    An agent with a namespace, a service account, a Node and addresses of its own.
 
     @ivar missing: what its roles lack.
-    @ivar addresses: by the name of the Service that wants each.
+    @ivar namespace: also the names of its Node and its agent.
+    @ivar first: the first of its four addresses.
     """
 
     missing: Rule | None
     namespace: str
-    addresses: Mapping[str, IPv4Address]
-    agent: Process
+    first: IPv4Address
+    agent: Process = field(init=False)
+
+    def address(self, name: str) -> IPv4Address:
+        return self.first + [FIRST, SECOND, LOCAL].index(name)
+
+    def service(self, name: str) -> dict[str, Any]:
+        return service(name, [self.address(name)], namespace=self.namespace)
 
 
 class PermissionTests(ClusterTestCase):
     """Each permission of C{deploy/} is needed."""
 
-    def make_world(self, number: int, missing: Rule | None) -> World:
-        """One in which the first address is wanted. Such agents touch nothing, so that a host can have several."""
-        server, namespace = self.server, self.server.new_namespace()
-        self.grant(namespace, missing)
-        user = {"token": server.service_account_token(namespace, "kiwi")}
-        kubeconfig = write_kubeconfig(self.lab.directory / f"kubeconfig-{namespace}", server.ca_file, user)
-        first = IPv4Address("192.168.1.128") + 2 * number
-        options = ("--no-driver", "--ttl", "3", "--agent-id", namespace, "--lease-namespace", namespace)
-        host = self.lab.hosts[number % len(self.lab.hosts)]
-        agent = self.start_kiwi(host, with_kubeconfig(kubeconfig), *options, "-r", f"{first}/31")
-        world = World(missing, namespace, {FIRST: first, SECOND: first + 1}, agent)
-        self.want(world, FIRST)
-        return world
+    def setUp(self) -> None:
+        """Agents that touch nothing, so that a host can have several."""
+        super().setUp()
+        lacks = sorted(frozenset().union(*(rules(role["rules"]) for role in ROLES)))
+        first = IPv4Address("192.168.1.128")
+        self.worlds = [
+            World(missing, self.server.new_namespace(), first + 4 * number)
+            for number, missing in enumerate([None, *lacks])
+        ]
+        for world in self.worlds:
+            self.grant(world)
+        self.apply(
+            *(node(world.namespace) for world in self.worlds),
+            *(self.endpoints(LOCAL, [world.namespace], world.namespace) for world in self.worlds),
+            *(world.service(FIRST) for world in self.worlds),
+            *(local(world.service(LOCAL)) for world in self.worlds),
+        )
+        for number, world in enumerate(self.worlds):
+            world.agent = self.start_in(world, self.lab.hosts[number % len(self.lab.hosts)])
 
-    def grant(self, namespace: str, missing: Rule | None) -> None:
-        """Make a service account that may do all that is in the roles of C{deploy/}, but for one thing."""
-        ask = self.server.ask
-        ask("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "kiwi"}})
-        subject = {"kind": "ServiceAccount", "name": "kiwi", "namespace": namespace}
+    def grant(self, world: World) -> None:
+        """Make a service account that may do all that is in the roles of C{deploy/}, but for what is missing."""
+        ask, name = self.server.ask, world.namespace
+        ask("POST", f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "kiwi"}})
+        subject = {"kind": "ServiceAccount", "name": "kiwi", "namespace": name}
         for role in ROLES:
-            kind, metadata = role["kind"], {"name": namespace}
+            kind = role["kind"]
             granted = [
                 {"verbs": [verb], "apiGroups": [group], "resources": [resource]}
-                for verb, group, resource in sorted(rules(role["rules"]) - {missing})
+                for verb, group, resource in sorted(rules(role["rules"]) - {world.missing})
             ]
-            reference = {"apiGroup": RBAC, "kind": kind, "name": namespace}
-            scope = "" if kind == "ClusterRole" else f"/namespaces/{namespace}"
+            reference = {"apiGroup": RBAC, "kind": kind, "name": name}
+            scope = "" if kind == "ClusterRole" else f"/namespaces/{name}"
             path = f"/apis/{RBAC}/v1{scope}/{kind.lower()}"
-            ask("POST", f"{path}s", {"metadata": metadata, "rules": granted})
-            ask("POST", f"{path}bindings", {"metadata": metadata, "roleRef": reference, "subjects": [subject]})
+            ask("POST", f"{path}s", {"metadata": {"name": name}, "rules": granted})
+            ask("POST", f"{path}bindings", {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]})
 
-    def want(self, world: World, name: str) -> None:
-        wanted = service(name, [world.addresses[name]], namespace=world.namespace)
-        self.server.ask("POST", SERVICES_PATH.format(world.namespace), wanted)
+    def start_in(self, world: World, host: Host) -> Process:
+        user = {"token": self.server.service_account_token(world.namespace, "kiwi")}
+        kubeconfig = self.lab.directory / f"kubeconfig-{world.namespace}"
+        write_kubeconfig(kubeconfig, self.server.ca_file, user)
+        options = ("--no-driver", "--ttl", "3", "--reconnect-interval", "1", "-r", f"{world.first}/30")
+        names = ("--agent-id", world.namespace, "--lease-namespace", world.namespace)
+        return self.start_kiwi(host, with_kubeconfig(kubeconfig), *options, *names)
 
-    def claimed(self, world: World) -> set[str]:
+    def claimed(self, world: World) -> Claimed:
         """The Services whose addresses are claimed."""
         claims = self.claims(world.namespace)
-        return {name for name, address in world.addresses.items() if address in claims}
+        return frozenset(name for name in (FIRST, SECOND, LOCAL) if world.address(name) in claims)
+
+    def wait_for_stage(self, stage: int) -> None:
+        """Wait until each has claimed what it claims at that stage."""
+
+        def strange() -> dict[Rule | None, Claimed]:
+            claimed = {world.missing: self.claimed(world) for world in self.worlds}
+            return {
+                missing: names
+                for missing, names in claimed.items()
+                if names != (WITHOUT[missing] if missing else WELL)[stage]
+            }
+
+        with contextlib.suppress(Impatient):
+            self.lab.wait_until(lambda: not strange(), f"stage {stage}", 40, 0.1)
+        self.assertEqual(strange(), {})
 
     def wait_for_complaint(self, world: World) -> None:
         """Wait until the agent says what it lacks."""
@@ -505,30 +598,24 @@ class PermissionTests(ClusterTestCase):
 
     def test_each_is_needed(self) -> None:
         """Without any one of them something does not work, and the agent says which one it lacks."""
-        needed = frozenset().union(*(rules(role["rules"]) for role in ROLES))
-        self.assertEqual(WITHOUT.keys() | UNUSED, needed)
-        well, *lacking = (self.make_world(*each) for each in enumerate([None, *sorted(needed)]))
-        using = [world for world in lacking if world.missing not in UNUSED]
-        deleting = [world for world in using if world.missing == ("delete", LEASES, "leases")]
-
-        self.lab.wait_until(lambda: self.claimed(well) == {FIRST}, "the first claim", 30)
-        for world in using:
-            if world not in deleting:
-                self.wait_for_complaint(world)
+        well, *lacking = self.worlds
+        self.assertEqual(WITHOUT.keys(), {world.missing for world in lacking})
+        self.wait_for_stage(0)
+        for world in lacking:
             if world.missing == ("update", LEASES, "leases"):
                 self.wait_for_line(world.agent, "letting go, for the claim store has not confirmed the claim")
 
-        for world in (*lacking, well):
-            self.want(world, SECOND)
+        self.apply(
+            *(world.service(SECOND) for world in self.worlds),
+            *(self.endpoints(LOCAL, [], world.namespace) for world in self.worlds),
+        )
+        for world in self.worlds:
             self.server.ask("DELETE", SERVICES_PATH.format(world.namespace) + FIRST)
-        self.lab.wait_until(lambda: self.claimed(well) == {SECOND}, "the second claim", 30)
-        for world in deleting:
+        self.wait_for_stage(1)
+
+        self.apply(*(node(world.namespace, {EXCLUDED: ""}) for world in self.worlds))
+        self.wait_for_stage(2)
+
+        self.assertEqual(self.lines(well.agent, "does not let"), [])
+        for world in lacking:
             self.wait_for_complaint(world)
-        expected = {**WITHOUT, **{unused: {SECOND} for unused in UNUSED}}
-        self.lab.wait_until(
-            lambda: {world.missing: self.claimed(world) for world in lacking} == expected, f"{expected}", 30, 0.1
-        )
-        self.assertEqual(
-            [world.missing for world in (well, *lacking) if not self.lines(world.agent, "does not let")],
-            [None, *sorted(UNUSED)],
-        )
