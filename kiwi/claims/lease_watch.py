@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from kiwi.backoff import Backoff
 from kiwi.kubernetes.api import Broken, Trouble
-from kiwi.kubernetes.client import Ended, NoList, Objects
+from kiwi.kubernetes.client import Ended, NoList, Objects, Silent
 from kiwi.kubernetes.decoding import Bookmark, Changed, Listed, Nonsense
 from kiwi.kubernetes.decoding import Deleted as DeletedEvent
 from kiwi.logs import logger, printable
@@ -155,7 +155,8 @@ class LeaseWatch(Service):
             self._objects.watch(VERSION, listed.resource_version, self._opened, self._happened, idle=self.store.ttl)
         )
         try:
-            if isinstance(await self._watching, Ended):
+            # Where no agent is alive, nobody is heard of; that is no reason to wait until the dead are gone.
+            if isinstance(await self._watching, Ended | Silent):
                 self._heard_at = self._now()
         except Broken:
             self._heard_at = self._now()
