@@ -12,7 +12,17 @@ from attrs import define, field
 
 from kiwi.model import CLOCK_DRIFT, AgentRecord, Claims, ipv4
 
-from .lease_objects import HISTORY, AgentLease, ClaimLease, HistoryLease, Lease, LossLease, Strange, number
+from .lease_objects import (
+    HISTORY,
+    AgentLease,
+    ClaimLease,
+    HistoryLease,
+    Lease,
+    LossLease,
+    Strange,
+    has_gone_back,
+    number,
+)
 
 
 @define
@@ -82,9 +92,7 @@ class LeaseMirror:
             known = self.claims.get(lease.address)
         elif lease.identity.uid in self.sessions:
             known = self.sessions[lease.identity.uid].lease
-        if known is None or known.identity.uid != lease.identity.uid:
-            return False
-        return (number(lease.identity.version) or 0) < (number(known.identity.version) or 0)
+        return known is not None and has_gone_back(known, lease)
 
     def put(self, lease: Lease, now: float) -> None:
         """A Lease is now like this. One that is strange counts as none."""

@@ -141,6 +141,12 @@ def number(version: str) -> int | None:
     return int(version) if version.isascii() and version.isdigit() and len(version) < 20 else None
 
 
+def has_gone_back(before: Lease, now: Lease) -> bool:
+    """Whether this is one and the same Lease, and now in an earlier state than before."""
+    is_same = before.identity.uid == now.identity.uid
+    return is_same and (number(now.identity.version) or 0) < (number(before.identity.version) or 0)
+
+
 def read_lease(document: Mapping[str, Any]) -> Lease:
     """What a Lease is to Kiwi."""
     metadata, spec = _mapping(document.get("metadata")), _mapping(document.get("spec"))

@@ -83,7 +83,7 @@ class OwnSession:
     ttl: int
     wall: Callable[[], float]
     known: Callable[[], int]
-    forgotten: Callable[[], None]
+    forgotten: Callable[[], Unavailable]
     own: Own | None = field(default=None, init=False)
     former: set[str] = field(factory=set, init=False)
     _next: _Beat | None = field(default=None, init=False)
@@ -214,8 +214,7 @@ class OwnSession:
         if not isinstance(said, AgentLease) or said.record != record:
             raise HTTPError(f"{self.requests.api.endpoint}: an answer that is not about the Lease {self.name}")
         if (number(said.identity.version) or known + 1) <= known:
-            self.forgotten()
-            return Unavailable(f"{self.requests.api.endpoint}: it has lost its data")
+            return self.forgotten()
         self.own = Own(said, sent)
         return Granted(sent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,16 @@ Event = Changed[str, Lease] | DeletedEvent[str] | Bookmark | Nonsense
 
 @define(eq=False)
 class LeaseWatch(Service):
-    """Lists, then watches, for ever; and tells what that means for the claims."""
+    """
+    Lists, then watches, for ever; and tells what that means for the claims.
+
+    @ivar sight: another number for each time that it was opened; C{None} while it is not open.
+    """
 
     store: LeaseClaimStore
     _changed: Callable[[Claims], None]
+    sight: int | None = field(default=None, init=False)
+    _sights: count[int] = field(factory=count, init=False)
     _mirror: LeaseMirror = field(init=False)
     _objects: Objects[str, Lease] = field(init=False)
     _following: Deferred[None] | None = field(default=None, init=False)
@@ -139,6 +146,8 @@ class LeaseWatch(Service):
             except Exception as error:  # noqa: BLE001 whatever it was, the next watch may do better
                 self.log.failure("the watch of the claim store failed")
                 self._failed(printable(error))
+            finally:
+                self.sight = None
             self._out_of_sight_since = self._heard_at
             lived = self._now() - self._opened_at >= LIVED
             if lived:
@@ -163,7 +172,7 @@ class LeaseWatch(Service):
             raise
 
     def _opened(self) -> None:
-        self._opened_at = self._now()
+        self._opened_at, self.sight = self._now(), next(self._sights)
         self._in_sight()
         self._catch_up()
 

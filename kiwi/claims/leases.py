@@ -24,7 +24,7 @@ from kiwi.model import AgentRecord, Claims
 from .asking import CLAIM_TIME, CLAIMS_IN_FLIGHT, Turns, answer_of
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from .lease_mirror import LeaseMirror
-from .lease_objects import ClaimLease, Lease, number, write_claim
+from .lease_objects import ClaimLease, Lease, has_gone_back, number, write_claim
 from .lease_requests import Conflict, Deleted, Gone, LeaseRequests
 from .lease_session import MOST_TRIES, OwnSession
 from .lease_watch import LeaseWatch
@@ -138,7 +138,7 @@ class LeaseClaimStore:
         self, address: IPv4Address, session: str, over: ClaimLease | None, deadline: float
     ) -> Granted | Unavailable | None:
         """Make a claim that rests on a session; C{None} where there is another one than was thought."""
-        known, name = self._latest(), str(address)
+        known, sight, name = self._latest(), self._sight(), str(address)
         said: Lease | Conflict | Gone
         document = write_claim(self.namespace, address, self.agent_id, session, self.ttl, self.session.stamp(), over)
         if over is None:
@@ -150,9 +150,15 @@ class LeaseClaimStore:
         if not isinstance(said, ClaimLease) or said.session != session:
             raise HTTPError(f"{self.api.endpoint}: an answer that is not about the claim to {address}")
         if (number(said.identity.version) or known + 1) <= known:
-            self._has_forgotten()
-            return Unavailable(f"{self.api.endpoint}: it has lost its data")
+            return self._has_forgotten()
         own = self.session.own
+        if sight is None or sight != self._sight():
+            there = await self.requests.get(self.session.name, deadline)
+            if isinstance(there, Gone) or there.identity.uid != session:
+                self.session.end(session)
+            elif own is not None and has_gone_back(own.lease, there):
+                return self._has_forgotten()
+            own = self.session.own
         if own is None or own.uid != session:
             return Unavailable("this agent's own Lease, on which the claim rests, has gone meanwhile")
         self._written[address] = said
@@ -259,10 +265,15 @@ class LeaseClaimStore:
         self._written.clear()
         self._given_back.clear()
 
-    def _has_forgotten(self) -> None:
+    def _sight(self) -> int | None:
+        """Which of the watches has been telling of all that happens since it was opened; C{None} where none does."""
+        return next((watch.sight for watch in self.watches if watch.sight is not None), None)
+
+    def _has_forgotten(self) -> Unavailable:
         """An answer shows that the store has lost its data, which the watch has not told yet."""
         for watch in self.watches:
             watch.forgotten()
+        return Unavailable(f"{self.api.endpoint}: it has lost its data")
 
     def _deadline(self) -> float:
         return self.api.clock.seconds() + self.ttl * CLAIM_TIME
