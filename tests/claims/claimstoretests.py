@@ -314,6 +314,7 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
         async def test_watch_does_not_interrupt(self) -> None:
             """What a watch tells comes in a call of its own, so that listeners can use the store."""
             deep: list[bool] = []
+            asked: list[Deferred[Any]] = []
             inside = False
 
             def changed(claims: Claims) -> None:
@@ -321,8 +322,7 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
                 deep.append(inside)
                 if ONE not in claims.holders:
                     inside = True
-                    self.a.acquire(ONE)
-                    self.a.register(A)
+                    asked.extend([self.a.acquire(ONE), self.a.register(A)])
                     inside = False
 
             service = self.a.watch(changed)
@@ -332,6 +332,7 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
             await self.hears(listener, known({ONE: "a"}))
             await self.world.until(lambda: len(deep) > 1)
             self.assertEqual(set(deep), {False})
+            await self.world.of(gatherResults(asked))
 
         async def test_watch_keeps_no_secrets(self) -> None:
             """What a watch has told never changes afterwards."""

@@ -1,4 +1,4 @@
-"""Where the suite of claim stores runs: in memory, over the fake of etcd v2, and over real ones."""
+"""Where the suite of claim stores runs: in memory, over fakes in simulated time, and over real servers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from urllib.parse import quote
 
 from attrs import define, field
 from twisted.trial.unittest import TestCase
+from twisted.web.client import HTTPConnectionPool
 
 from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.claims.memory import MemoryClaims, MemoryClaimStore
+from kiwi.connections import http_clients
 from kiwi.http import request
 from kiwi.kubernetes.api import KubernetesAPI
-from kiwi.kubernetes.credentials import ICredentials, NoCredentials
+from kiwi.kubernetes.credentials import FixedHeaders, ICredentials, NoCredentials, bearer
+from kiwi.kubernetes.tls import TLS, certificates
+from tests.fakes.apiserver_process import ADMIN_TOKEN, RealAPIServer, shared_api_server
 from tests.fakes.etcd2 import FakeEtcd2
 from tests.fakes.etcd_process import EtcdProcess, free_port, shared_etcd, unique_prefix
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
@@ -204,5 +208,47 @@ class FakeLeaseStage:
         self.state.recover()
 
 
-def lease_stage(case: TestCase) -> FakeLeaseStage:
+@define(eq=False)
+class RealLeaseStage:
+    """A real API server, in real time, with TLS and a token."""
+
+    world: RealWorld
+    server: RealAPIServer
+    namespace: str
+    rest_on_records: ClassVar[bool] = True
+
+    def store(self, agent_id: str, ttl: int = LONG) -> LeaseClaimStore:
+        token = FixedHeaders(bearer(ADMIN_TOKEN))
+        return lease_store(self.world, self.server.endpoint, token, self.namespace, agent_id, ttl)
+
+    def crash(self) -> None:
+        self.server.kill()
+
+    def start(self, wipe: bool = False) -> None:
+        if wipe:
+            self.server.lose_data()
+            self.server.create_namespace(self.namespace)
+        else:
+            self.server.restart()
+
+    def freeze(self) -> None:
+        self.server.freeze()
+
+    def thaw(self) -> None:
+        self.server.thaw()
+
+
+def fake_lease_stage(case: TestCase) -> FakeLeaseStage:
     return FakeLeaseStage()
+
+
+def real_lease_stage(case: TestCase) -> RealLeaseStage:
+    server = shared_api_server()
+    case.addCleanup(server.revive)
+    world = RealWorld(case)
+    pool = HTTPConnectionPool(world.clock)
+    pool.maxPersistentPerHost = 32
+    case.addCleanup(pool.closeCachedConnections)
+    authorities = certificates([server.ca_file.read_bytes()])
+    world.http, world.stream_http = http_clients(world.clock, lambda: pool, TLS(lambda: authorities))
+    return RealLeaseStage(world, server, server.new_namespace())

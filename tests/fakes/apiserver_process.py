@@ -291,6 +291,22 @@ class RealAPIServer:
         self.kill()
         self.start(wait)
 
+    def lose_data(self, wait: bool = True) -> None:
+        """Kill both, and start them again on the same ports without any data."""
+        self.kill()
+        if self._etcd is not None:
+            self._etcd.kill()
+            self._etcd = None
+        shutil.rmtree(self._path("etcd"), ignore_errors=True)
+        self.start(wait)
+
+    def revive(self) -> None:
+        """Let it run and answer, whatever was done to it."""
+        if self._server is None or self._server.status is not None:
+            self.restart()
+        else:
+            self.thaw()
+
     def remove(self) -> None:
         """End it, and remove its data."""
         self.kill()
@@ -418,8 +434,11 @@ class RealAPIServer:
     def new_namespace(self) -> str:
         """Create a Namespace; its name."""
         name = f"test-{os.getpid()}-{next(self._serials)}"
-        self.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        self.create_namespace(name)
         return name
+
+    def create_namespace(self, name: str) -> None:
+        self.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
 
     def service_account_token(self, namespace: str, name: str, secret: str | None = None) -> str:
         """
