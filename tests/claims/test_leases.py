@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import Any
 
 from attrs import define, evolve, field
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 from twisted.web.http import Request
 from twisted.web.resource import Resource
@@ -196,12 +196,18 @@ class HeartbeatTests(OverFake):
         self.asked()
         await self.world.seconds(1)
         now = self.world.clock.seconds()
-        record, *renewals = await self.world.of(
-            gatherResults([self.a.register(A), self.a.renew({ONE, TWO}), self.a.renew({ONE})])
-        )
+        asked: list[Deferred[Any]] = [self.a.register(A), self.a.renew({ONE, TWO}), self.a.renew({ONE})]
+        record, *renewals = await self.world.of(gatherResults(asked))
         self.assertEqual(record, Granted(now))
         self.assertEqual(renewals, [{ONE: Granted(now), TWO: Granted(now)}, {ONE: Granted(now)}])
         self.assertEqual(self.asked(), ["PUT agent.a"])
+
+    async def test_claim(self) -> None:
+        """A claim lasts from when the session was confirmed last."""
+        confirmed = self.world.clock.seconds()
+        await registered(self.stage, self.a, A)
+        await self.world.seconds(3)
+        self.assertEqual(await self.world.of(self.a.acquire(ONE)), Granted(confirmed))
 
     async def test_one_at_a_time(self) -> None:
         """What is asked for while a request is on its way is another one, which waits for its answer."""
@@ -213,7 +219,8 @@ class HeartbeatTests(OverFake):
         second, third = self.a.renew({ONE}), self.a.register(A)
         await self.world.seconds(0.5)
         self.assertEqual(self.asked(), ["PUT agent.a"])
-        answers = await self.world.of(gatherResults([first, second, third]))
+        asked: list[Deferred[Any]] = [first, second, third]
+        answers = await self.world.of(gatherResults(asked))
         self.assertEqual(self.asked(), ["PUT agent.a", "GET agent.a", "PUT agent.a"])
         self.assertGreater(answers[1][ONE].sent, answers[0][ONE].sent)
         self.assertEqual(answers[2], answers[1][ONE])
@@ -564,6 +571,30 @@ class ForgetfulTests(OverFake):
         self.assertEqual(answer.reason, "http://kubernetes:8080: it has lost its data")
         await self.world.until(lambda: listener.last is not None and listener.last.losses == 1)
 
+    async def test_answer_to_a_heartbeat_goes_back(self) -> None:
+        """The same for a session that is begun anew."""
+        await self.watched(self.a)
+        for number in range(20):
+            await registered(self.stage, self.a, evolve(A, leaving=bool(number % 2)))
+        listener = await self.watched(self.a)
+        self.deafen()
+        self.state.restart()
+        self.assertEqual(
+            await self.world.of(self.a.register(A)), Unavailable("http://kubernetes:8080: it has lost its data")
+        )
+        await self.world.until(lambda: listener.last is not None and listener.last.losses == 1)
+
+    async def test_answers_from_before(self) -> None:
+        """What the store answered before it lost its data counts no longer."""
+        listener = await self.watched(self.a)
+        backup = self.state.snapshot()
+        self.change(20)
+        await granted(self.stage, self.a, ONE)
+        await self.hears(listener, known({ONE: "a"}))
+        self.state.restore(backup)
+        await self.lost(listener)
+        await granted(self.stage, self.a, ONE)
+
     async def test_claims_out_of_sight(self) -> None:
         """
         A claim that is made while the watch is away does not count where the server has lost the session on which it
@@ -675,16 +706,25 @@ class RefusalTests(OverFake):
             r"create the namespace, or give --lease-namespace\Z",
         )
 
+    async def test_no_leases(self) -> None:
+        """Where the server has no Leases at all, nothing counts as given back."""
+        await granted(self.stage, self.a, ONE)
+        self.state.groups = ()
+        answer = await self.world.of(self.a.release(ONE))
+        assert isinstance(answer, Unavailable), answer
+        self.assertIn("http://kubernetes:8080: it has no Leases in namespace kiwi (status 404", answer.reason)
+
     async def test_forbidden(self) -> None:
         """A refusal names verb and resource, as a role does."""
         await granted(self.stage, self.a, ONE)
         store = self.stage.store("c", TTL)
-        for verb, ask in {
+        asks: dict[str, Callable[[], Deferred[Any]]] = {
             "get": lambda: store.register(C),
             "create": lambda: self.a.acquire(TWO),
             "update": lambda: self.a.register(A),
             "delete": lambda: self.a.release(ONE),
-        }.items():
+        }
+        for verb, ask in asks.items():
 
             def allowed(access: Access, verb: str = verb) -> bool:
                 return access.verb != verb
