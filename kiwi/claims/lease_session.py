@@ -16,7 +16,17 @@ from kiwi.model import AgentRecord
 
 from .asking import BEAT_TIME, CLAIM_TIME, answer_of
 from .interface import Granted, Lost, Released, Taken, Unavailable
-from .lease_objects import AgentLease, Identity, Lease, Strange, agent_lease_name, number, time_text, write_agent
+from .lease_objects import (
+    AgentLease,
+    Identity,
+    Lease,
+    Strange,
+    agent_lease_name,
+    has_gone_back,
+    number,
+    time_text,
+    write_agent,
+)
 from .lease_requests import Conflict, Deleted, Gone, LeaseRequests
 
 MOST_TRIES = 4
@@ -174,7 +184,7 @@ class OwnSession:
         if isinstance(there, AgentLease) and there.identity.uid == own.uid and _is_of(there, record):
             # An earlier request of this process, of which nothing was heard, or a store that forgot the last ones.
             self.own = evolve(own, lease=evolve(there, record=own.lease.record))
-            return None
+            return self.forgotten() if has_gone_back(own.lease, there) else None
         self._lose()
         return None if beat.record is not None else Lost()
 

@@ -266,8 +266,10 @@ class LeaseClaimStore:
         self._given_back.clear()
 
     def _sight(self) -> int | None:
-        """Which of the watches has been telling of all that happens since it was opened; C{None} where none does."""
-        return next((watch.sight for watch in self.watches if watch.sight is not None), None)
+        """Which watch, of those that were opened, tells of all that happens; C{None} where none seems to do."""
+        own = self.session.own
+        is_behind = own is not None and (number(own.lease.identity.version) or 0) > self._latest()
+        return None if is_behind else next((watch.sight for watch in self.watches if watch.sight is not None), None)
 
     def _has_forgotten(self) -> Unavailable:
         """An answer shows that the store has lost its data, which the watch has not told yet."""

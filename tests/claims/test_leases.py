@@ -19,7 +19,7 @@ from kiwi.claims.lease_objects import HISTORY, LOSS
 from kiwi.claims.lease_watch import GRACE
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.model import CLOCK_DRIFT, Claims
-from tests.fakes.kubernetes import Access, KubernetesResource
+from tests.fakes.kubernetes import Access, KubernetesResource, KubernetesState
 
 from .claimstoretests import (
     C_AGAIN,
@@ -623,6 +623,36 @@ class ForgetfulTests(OverFake):
         answer = await self.world.of(self.a.acquire(ONE))
         assert isinstance(answer, Unavailable), answer
         self.assertEqual(answer.reason, "http://kubernetes:8080: it has lost its data")
+
+    async def test_claims_with_a_dead_watch(self) -> None:
+        """Nor where the watch, which does not know that it is dead, has not told of the last heartbeat."""
+        await self.watched(self.a)
+        backup = self.state.snapshot()
+        self.deafen()
+        await registered(self.stage, self.a, A)
+        self.state = KubernetesState(clock=self.world.clock)
+        self.state.restore(backup)
+        self.change(50)
+        self.world.network.plug(self.stage.where, KubernetesResource(self.state))
+        answer = await self.world.of(self.a.acquire(ONE))
+        assert isinstance(answer, Unavailable), answer
+        self.assertEqual(answer.reason, "http://kubernetes:8080: it has lost its data")
+
+    async def test_session_goes_back(self) -> None:
+        """A heartbeat finds an earlier state of the session, tells of the loss, and the next one goes on from there."""
+        backup = self.state.snapshot()
+        await registered(self.stage, self.a, A)
+        listener = await self.watched(self.a)
+        self.deafen()
+        self.state = KubernetesState(clock=self.world.clock)
+        self.state.restore(backup)
+        self.change(50)
+        self.world.network.plug(self.stage.where, KubernetesResource(self.state))
+        self.assertEqual(
+            await self.world.of(self.a.register(A)), Unavailable("http://kubernetes:8080: it has lost its data")
+        )
+        self.assertEqual(await self.world.of(self.a.register(A)), Granted(self.world.clock.seconds()))
+        await self.hears(listener, known(losses=1, lost=True))
 
     async def test_claims_in_sight(self) -> None:
         """While the watch is there, a claim is one request."""
