@@ -42,10 +42,12 @@ class Own:
 
     @ivar lease: as it was confirmed last.
     @ivar sent: when that was sent, in seconds on this agent's monotonic clock.
+    @ivar is_doubted: the store has lost its data since, and may have it in an earlier state.
     """
 
     lease: AgentLease
     sent: float
+    is_doubted: bool = False
 
     @property
     def uid(self) -> str:
@@ -127,6 +129,11 @@ class OwnSession:
         if self.own is not None and self.own.uid == uid:
             self._lose()
 
+    def doubt(self) -> None:
+        """It is known that the store has lost its data."""
+        if self.own is not None:
+            self.own = evolve(self.own, is_doubted=True)
+
     def stamp(self) -> str:
         """The time of day, which is never the same twice."""
         self._stamped = max(self._stamped + 1e-6, self.wall())
@@ -183,8 +190,9 @@ class OwnSession:
         there = await self.requests.get(self.name, deadline)
         if isinstance(there, AgentLease) and there.identity.uid == own.uid and _is_of(there, record):
             # An earlier request of this process, of which nothing was heard, or a store that forgot the last ones.
+            is_news = self.own is not None and not self.own.is_doubted and has_gone_back(own.lease, there)
             self.own = evolve(own, lease=evolve(there, record=own.lease.record))
-            return self.forgotten() if has_gone_back(own.lease, there) else None
+            return self.forgotten() if is_news else None
         self._lose()
         return None if beat.record is not None else Lost()
 

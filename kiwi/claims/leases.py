@@ -264,6 +264,7 @@ class LeaseClaimStore:
         """The store has another past than the one in which it gave its answers."""
         self._written.clear()
         self._given_back.clear()
+        self.session.doubt()
 
     def _sight(self) -> int | None:
         """Which watch, of those that were opened, tells of all that happens; C{None} where none seems to do."""

@@ -654,6 +654,17 @@ class ForgetfulTests(OverFake):
         self.assertEqual(await self.world.of(self.a.register(A)), Granted(self.world.clock.seconds()))
         await self.hears(listener, known(losses=1, lost=True))
 
+    async def test_told_once(self) -> None:
+        """What the watch has told of a restored store, the heartbeat after that does not tell again."""
+        backup = self.state.snapshot()
+        await registered(self.stage, self.a, A)
+        listener = await self.watched(self.a)
+        self.state.restore(backup)
+        await self.lost(listener)
+        await registered(self.stage, self.a, A)
+        await self.world.seconds(1)
+        await self.lost(listener)
+
     async def test_claims_in_sight(self) -> None:
         """While the watch is there, a claim is one request."""
         await self.watched(self.a)

@@ -10,7 +10,7 @@ from random import Random
 
 from attrs import define, field
 
-from kiwi.claims.lease_objects import AgentLease, ClaimLease, Lease, read_lease
+from kiwi.claims.lease_objects import AgentLease, ClaimLease, Lease, agent_lease_name, read_lease
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 from tests.fakes.kubernetes.server import Snapshot
 
@@ -145,6 +145,12 @@ class LeaseStore:
         """Come back with nothing."""
         self.state.restart()
         self.network.break_off(LEASE_SERVER)
+
+    def delete_session(self, agent_id: str) -> None:
+        """Somebody deletes the Lease of an agent."""
+        key = (NAMESPACE, agent_lease_name(agent_id))
+        if not (self.down or self._paused) and key in self.state.objects("leases"):
+            self.state.delete(key[1], NAMESPACE, "leases")
 
     def back_up(self) -> None:
         self._backup = self.state.snapshot()

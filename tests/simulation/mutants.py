@@ -18,8 +18,12 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
+from kiwi.claims.lease_mirror import LeaseMirror
+from kiwi.claims.lease_objects import ClaimLease, Identity, Lease
+from kiwi.claims.lease_requests import Conflict, Deleted, Gone, LeaseRequests
+from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import Converger
-from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host
+from kiwi.model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Hold, Host
 from kiwi.network.interface import Assigned, IAddresses, Unassigned
 from kiwi.planning import Situation, Terms
 from kiwi.steps import Acquire, Announce, ClaimTo, Release, Renew, Step, Unassign
@@ -250,17 +254,100 @@ class _ArmsTheTimerOnce(_Changed):
         return assigned
 
 
+class _EndsWithItsTime(LeaseMirror):
+    """A session is over when its time is, whether its Lease is there or not."""
+
+    __slots__ = ()
+
+    def is_over(self, uid: str, now: float, former: AbstractSet[str] = frozenset()) -> bool:
+        session = self.sessions.get(uid)
+        return session is not None and (uid in former or session.ends <= now)
+
+
+class _EndsWithItsLease(LeaseMirror):
+    """A session is over when its Lease is gone, whoever has deleted that."""
+
+    __slots__ = ()
+
+    def is_over(self, uid: str, now: float, former: AbstractSet[str] = frozenset()) -> bool:
+        session = self.sessions.get(uid)
+        return session is not None and session.gone
+
+
+class EndsEarly(LeaseMirror):
+    """The hundredth that clocks may be wrong is taken off the TTL of others."""
+
+    __slots__ = ()
+
+    def put(self, lease: Lease, now: float) -> None:
+        super().put(lease, now - 2 * CLOCK_DRIFT * self.ttl)
+
+
+class _DeletesWhateverIsThere(LeaseRequests):
+    """A Lease is deleted in whatever state it is."""
+
+    async def delete(self, name: str, identity: Identity, deadline: float) -> Deleted | Conflict | Gone:
+        any_state: Any = None
+        return await super().delete(name, Identity(identity.uid, any_state), deadline)
+
+
+class _TrustsItsName(LeaseClaimStore):
+    """What has its name is its own, whatever session it rests on."""
+
+    __slots__ = ()
+
+    async def _confirmed(self, address: IPv4Address, answer: Granted) -> Granted | Lost | Unavailable:
+        claim = self._known(address)
+        return answer if claim is not None and claim.holder == self.agent_id else Lost()
+
+
+class TrustsWhatItFinds(LeaseClaimStore):
+    """What an earlier life has claimed is not written again."""
+
+    __slots__ = ()
+
+    async def _adopted(self, address: IPv4Address, claim: ClaimLease | None) -> Granted | Lost | Unavailable:
+        own = self.session.own
+        return Granted(own.sent) if own is not None and claim is not None and claim.session == own.uid else Lost()
+
+
+def on_leases(
+    store: type[LeaseClaimStore] = LeaseClaimStore,
+    mirror: type[LeaseMirror] = LeaseMirror,
+    requests: type[LeaseRequests] = LeaseRequests,
+) -> Mutation:
+    """A Lease store that is made of these."""
+
+    class Spoiled(store):  # type: ignore[valid-type, misc]
+        __slots__ = ()
+
+        def watch(self, changed: Callable[[Claims], None]) -> IService:
+            watch = super().watch(changed)
+            watch._mirror.__class__ = mirror
+            return watch
+
+    def spoil(made: IClaimStore, clock: Any) -> IClaimStore:
+        assert isinstance(made, LeaseClaimStore)
+        made.__class__ = Spoiled
+        made.requests = made.session.requests = requests(made.api, made.namespace, made.ttl)
+        return made
+
+    return Mutation(store=spoil)
+
+
 @frozen
 class Mutant:
     """
     @ivar name: what is wrong with these agents: the end of a sentence.
     @ivar mutation: how they are made.
     @ivar noticed: what the simulation says of it, in part.
+    @ivar leases: their claims are Leases.
     """
 
     name: str
     mutation: Mutation
     noticed: Sequence[str]
+    leases: bool = False
 
 
 ORDER = ("no claim", "without a claim", "two carriers")
@@ -283,4 +370,8 @@ MUTANTS = (
     Mutant("replaces without lifetimes", Mutation(addresses=_ReplacesWithoutLifetimes), MARGIN),
     Mutant("arms the kernel's timer once", Mutation(addresses=_ArmsTheTimerOnce), MARGIN),
     Mutant("rounds lifetimes up", Mutation(addresses=_RoundsUp), MARGIN),
+    Mutant("takes claims before it deletes their session", on_leases(mirror=_EndsWithItsTime), MARGIN, leases=True),
+    Mutant("deletes a session in any state", on_leases(requests=_DeletesWhateverIsThere), MARGIN, leases=True),
+    Mutant("trusts claims of its former session", on_leases(store=_TrustsItsName), MARGIN, leases=True),
+    Mutant("takes at once what somebody deletes", on_leases(mirror=_EndsWithItsLease), MARGIN, leases=True),
 )

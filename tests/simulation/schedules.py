@@ -169,8 +169,19 @@ def _back_up(world: World, event: Happening) -> None:
 
 
 def _restore(world: World, event: Happening) -> None:
-    if isinstance(world.store, LeaseStore):
+    """
+    Restoring takes longer than a TTL and a half, and the backup is from before that. A younger one would have sessions
+    in the very state in which somebody has last heard of them, who then takes them for ended.
+    """
+    if isinstance(world.store, LeaseStore) and event.seconds > 1.5 * world.ttl:
         world.store.restore()
+        world.judge.forgotten()
+
+
+def _delete_session(world: World, event: Happening) -> None:
+    """What the store has promised is not taken back: the others wait until its time is over."""
+    if isinstance(world.store, LeaseStore):
+        world.store.delete_session(_host(world, event).agent_id)
         world.judge.forgotten()
 
 
@@ -384,7 +395,8 @@ KINDS: Mapping[str, Kind] = {
 
 KINDS_OF_LEASES: Mapping[str, Kind] = {
     **KINDS,
-    "store restored from a backup": Kind(0.7, _back_up, _restore, 2, "store"),
+    "Lease of an agent deleted by hand": Kind(1, _delete_session),
+    "store restored from a backup": Kind(1, _back_up, _restore, 4, "store"),
 }
 
 SHORT = 0.01

@@ -19,7 +19,7 @@ class MutantTests(SynchronousTestCase):
     def _assert_noticed(self, number: int) -> None:
         mutant = MUTANTS[number]
         for seed in SEEDS:
-            violation = run(seed, mutation=mutant.mutation).violation
+            violation = run(seed, mutation=mutant.mutation, leases=mutant.leases).violation
             if any(words in violation for words in mutant.noticed):
                 return
         self.fail(f"nobody notices that an agent {mutant.name}")
