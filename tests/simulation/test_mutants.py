@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from .mutants import MUTANTS, AnnouncesTooLong
+from .mutants import MUTANTS, AnnouncesTooLong, EndsEarly, TrustsWhatItFinds, on_leases
 from .runs import run
-from .test_scenarios import lost_while_its_thread_hangs
+from .test_scenarios import (
+    cut_off_with_clocks_apart,
+    deleted_after_it_was_adopted,
+    lost_while_its_thread_hangs,
+)
 from .world import Mutation
 
 SEEDS = range(1, 61)
@@ -28,6 +32,16 @@ class MutantTests(SynchronousTestCase):
         """An agent announces an address that it has lost since, because it does not look at the clock again."""
         self.assertIn("announces", lost_while_its_thread_hangs(Mutation(converger=AnnouncesTooLong)))
         self.assertEqual(lost_while_its_thread_hangs(Mutation()), "")
+
+    def test_ends_sessions_early(self) -> None:
+        """An agent takes the hundredth off the TTL of others, and does not add it."""
+        self.assertIn("has no claim", cut_off_with_clocks_apart(on_leases(mirror=EndsEarly)))
+        self.assertEqual(cut_off_with_clocks_apart(Mutation()), "")
+
+    def test_adopts_claims_as_they_are(self) -> None:
+        """An agent does not write claims again that an earlier life of it has made."""
+        self.assertIn("has no claim", deleted_after_it_was_adopted(on_leases(store=TrustsWhatItFinds)))
+        self.assertEqual(deleted_after_it_was_adopted(Mutation()), "")
 
 
 def _test(number: int) -> None:

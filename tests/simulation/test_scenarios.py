@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
+from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.network.addresses import preferred_lifetime
 
+from .lease_servers import LEASE_SERVER, LeaseStore
 from .schedules import KINDS, Happening
 from .servers import KUBERNETES
+from .transport import Request
 from .world import ADDRESSES, AS_IT_IS, Mutation, SimulatedHost, Violation, World
 
 ADDRESS = ADDRESSES[0]
@@ -20,8 +23,10 @@ STEP = 0.005
 class Stage:
     """Three hosts that have run for a while, the first address and who carries it."""
 
-    def __init__(self, ttl: int = 10, agents: int = 3, members: int = 1, mutation: Mutation = AS_IT_IS) -> None:
-        self.world = World("stage", ttl, members=members, mutation=mutation)
+    def __init__(
+        self, ttl: int = 10, agents: int = 3, members: int = 1, mutation: Mutation = AS_IT_IS, leases: bool = False
+    ) -> None:
+        self.world = World("stage", ttl, members=members, mutation=mutation, leases=leases)
         for _ in range(agents):
             self.world.add_host().start()
         for number in range(3):
@@ -77,6 +82,66 @@ def lost_while_its_thread_hangs(mutation: Mutation) -> str:
             # Its renewals do not matter to the thread.
             stage.happen("cut from the store", carrier)
             stage.world.pass_time(25.0)
+        except Violation as wrong:
+            return str(wrong)
+    return ""
+
+
+def cut_off_with_clocks_apart(mutation: Mutation) -> str:
+    """What is wrong when the carrier, whose clock is slow, is cut from Leases, which others judge by fast clocks."""
+    stage = Stage(ttl=80, mutation=mutation, leases=True)
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        for host in world.hosts:
+            clock, rate = host.clock, 0.99 if host is carrier else 1.01
+            clock.offset, clock.rate = clock.seconds() - world.timeline.now * rate, rate
+        try:
+            world.pass_time(100.0)
+            stage.happen("cut from the store", carrier)
+            world.pass_time(90.0)
+        except Violation as wrong:
+            return str(wrong)
+        assert stage.carrier is not carrier
+    return ""
+
+
+@define(eq=False)
+class _Late:
+    """Stands before a server, and keeps the deletions for later."""
+
+    server: LeaseStore
+    name: str = "late"
+    kept: list[Request] = field(factory=list)
+
+    def accepts(self, place: str) -> bool:
+        return self.server.accepts(place)
+
+    def receive(self, request: Request) -> None:
+        if request.method == b"DELETE":
+            self.kept.append(request)
+        else:
+            self.server.receive(request)
+
+
+def deleted_after_it_was_adopted(mutation: Mutation) -> str:
+    """What is wrong when a claim is given back by a request that arrives when the agent's next life carries on."""
+    stage = Stage(mutation=mutation, leases=True)
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        assert isinstance(world.store, LeaseStore)
+        late = world.network.servers[LEASE_SERVER] = _Late(world.store)
+        world.kubernetes.delete("service-0")
+        world.pass_time(0.5)
+        assert late.kept and not world.carriers(ADDRESS)
+        carrier.kill()
+        world.kubernetes.put("service-0", [ADDRESS], 8000)
+        carrier.start()
+        world.pass_time(1.0)
+        assert stage.carrier is carrier
+        try:
+            for request in late.kept:
+                world.store.receive(request)
+            world.check()
         except Violation as wrong:
             return str(wrong)
     return ""

@@ -30,9 +30,10 @@ class ScheduleTests(TestCase):
 
     timeout = 900
 
-    async def _assert_right(self, part: int) -> None:
+    async def _assert_right(self, part: int, *options: str) -> None:
+        jobs = str(min(2, os.cpu_count() or 1))
         output, errors, status = await simulate(
-            "--runs", str(EACH), "--first-seed", str(1 + part * EACH), "--jobs", str(min(2, os.cpu_count() or 1))
+            "--runs", str(EACH), "--first-seed", str(1 + part * EACH), "--jobs", jobs, *options
         )
         self.assertEqual((status, errors), (0, b""), (output + errors).decode(errors="replace"))
         self.assertIn(f"{EACH} simulations".encode(), output)
@@ -49,6 +50,14 @@ class ScheduleTests(TestCase):
     async def test_third(self) -> None:
         """The third hundred."""
         await self._assert_right(2)
+
+    async def test_first_on_leases(self) -> None:
+        """The first hundred, where claims are Leases."""
+        await self._assert_right(0, "--leases")
+
+    async def test_second_on_leases(self) -> None:
+        """The second hundred of these."""
+        await self._assert_right(1, "--leases")
 
 
 class ReplayTests(TestCase):
