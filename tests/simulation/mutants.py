@@ -283,7 +283,7 @@ class EndsEarly(LeaseMirror):
         super().put(lease, now - 2 * CLOCK_DRIFT * self.ttl)
 
 
-class _DeletesWhateverIsThere(LeaseRequests):
+class DeletesWhateverIsThere(LeaseRequests):
     """A Lease is deleted in whatever state it is."""
 
     async def delete(self, name: str, identity: Identity, deadline: float) -> Deleted | Conflict | Gone:
@@ -371,7 +371,6 @@ MUTANTS = (
     Mutant("arms the kernel's timer once", Mutation(addresses=_ArmsTheTimerOnce), MARGIN),
     Mutant("rounds lifetimes up", Mutation(addresses=_RoundsUp), MARGIN),
     Mutant("takes claims before it deletes their session", on_leases(mirror=_EndsWithItsTime), MARGIN, leases=True),
-    Mutant("deletes a session in any state", on_leases(requests=_DeletesWhateverIsThere), MARGIN, leases=True),
     Mutant("trusts claims of its former session", on_leases(store=_TrustsItsName), MARGIN, leases=True),
     Mutant("takes at once what somebody deletes", on_leases(mirror=_EndsWithItsLease), MARGIN, leases=True),
 )

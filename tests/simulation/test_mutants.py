@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from .mutants import MUTANTS, AnnouncesTooLong, EndsEarly, TrustsWhatItFinds, on_leases
+from .mutants import MUTANTS, AnnouncesTooLong, DeletesWhateverIsThere, EndsEarly, TrustsWhatItFinds, on_leases
 from .runs import run
 from .test_scenarios import (
     cut_off_with_clocks_apart,
     deleted_after_it_was_adopted,
+    deleted_when_it_is_back,
     lost_while_its_thread_hangs,
 )
 from .world import Mutation
@@ -37,6 +38,11 @@ class MutantTests(SynchronousTestCase):
         """An agent takes the hundredth off the TTL of others, and does not add it."""
         self.assertIn("has no claim", cut_off_with_clocks_apart(on_leases(mirror=EndsEarly)))
         self.assertEqual(cut_off_with_clocks_apart(Mutation()), "")
+
+    def test_deletes_a_session_in_any_state(self) -> None:
+        """An agent deletes the session of another one that has confirmed it since."""
+        self.assertIn("has no claim", deleted_when_it_is_back(on_leases(requests=DeletesWhateverIsThere)))
+        self.assertEqual(deleted_when_it_is_back(Mutation()), "")
 
     def test_adopts_claims_as_they_are(self) -> None:
         """An agent does not write claims again that an earlier life of it has made."""

@@ -147,6 +147,29 @@ def deleted_after_it_was_adopted(mutation: Mutation) -> str:
     return ""
 
 
+def deleted_when_it_is_back(mutation: Mutation) -> str:
+    """What is wrong when the others delete the session of a carrier that confirms it in the last moment."""
+    stage = Stage(mutation=mutation, leases=True)
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        assert isinstance(world.store, LeaseStore)
+        late = world.network.servers[LEASE_SERVER] = _Late(world.store)
+        cut = stage.happen("cut from the store", carrier)
+        while not late.kept:
+            world.pass_time(0.1)
+        stage.over(cut)
+        while not world.carriers(ADDRESS):
+            world.pass_time(0.1)
+        try:
+            for request in late.kept:
+                world.store.receive(request)
+            world.pass_time(5.0)
+        except Violation as wrong:
+            return str(wrong)
+        assert stage.carrier is carrier
+    return ""
+
+
 class ScenarioTests(SynchronousTestCase):
     """What an operator is promised."""
 
