@@ -112,7 +112,7 @@ class WriteTests(SynchronousTestCase):
 
     def test_claim(self) -> None:
         """A claim says who has it, on which session, and how often it went from one agent to another."""
-        document = write_claim("kiwi", ipv4("192.168.1.41"), "a", "session", NOW)
+        document = write_claim("kiwi", ipv4("192.168.1.41"), "a", "session", 10, NOW)
         self.assertEqual(
             document,
             {
@@ -124,12 +124,12 @@ class WriteTests(SynchronousTestCase):
                     "labels": {"app.kubernetes.io/managed-by": "kiwi"},
                     "annotations": {"kiwi/session": "session"},
                 },
-                "spec": {"holderIdentity": "a", "acquireTime": NOW, "leaseTransitions": 0},
+                "spec": {"holderIdentity": "a", "leaseDurationSeconds": 10, "acquireTime": NOW, "leaseTransitions": 0},
             },
         )
-        over = ClaimLease(ipv4("192.168.1.41"), MADE, "a", "session", 3)
+        over = ClaimLease(ipv4("192.168.1.41"), MADE, "a", "session", 10.0, 3)
         for holder, transitions in {"a": 3, "b": 4}.items():
-            again = write_claim("kiwi", over.address, holder, "another", NOW, over)
+            again = write_claim("kiwi", over.address, holder, "another", 10, NOW, over)
             self.assertEqual(again["spec"]["leaseTransitions"], transitions)
             self.assertEqual((again["metadata"]["uid"], again["metadata"]["resourceVersion"]), ("uid-1", "7"))
 
@@ -150,11 +150,11 @@ class WriteTests(SynchronousTestCase):
         lease = read_lease(made(write_agent("kiwi", record, ttl, NOW)))
         self.assertEqual(lease, AgentLease(agent_lease_name(record.id), MADE, record.id, ttl, NOW, record))
 
-    @given(addresses, ids, ids)
-    def test_claims_are_read_again(self, address: Any, holder: str, session: str) -> None:
+    @given(addresses, ids, ids, st.integers(1, LONGEST_TTL))
+    def test_claims_are_read_again(self, address: Any, holder: str, session: str, ttl: int) -> None:
         """So does a claim."""
-        lease = read_lease(made(write_claim("kiwi", address, holder, session, NOW)))
-        self.assertEqual(lease, ClaimLease(address, MADE, holder, session))
+        lease = read_lease(made(write_claim("kiwi", address, holder, session, ttl, NOW)))
+        self.assertEqual(lease, ClaimLease(address, MADE, holder, session, ttl))
 
     def test_others_are_read_again(self) -> None:
         """So do the two others."""
@@ -214,10 +214,10 @@ class ReadTests(SynchronousTestCase):
 
     def test_transitions(self) -> None:
         """How often a claim went over is for people, and whatever makes no sense is 0."""
-        document = made(write_claim("kiwi", ipv4("192.168.1.41"), "a", "s", NOW))
+        document = made(write_claim("kiwi", ipv4("192.168.1.41"), "a", "s", 10, NOW))
         for said, read in {3: 3, **dict.fromkeys((-1, 2**31, "3", None), 0)}.items():
             document["spec"] = {**document["spec"], "leaseTransitions": said}
-            self.assertEqual(read_lease(document), ClaimLease(ipv4("192.168.1.41"), MADE, "a", "s", read))
+            self.assertEqual(read_lease(document), ClaimLease(ipv4("192.168.1.41"), MADE, "a", "s", 10.0, read))
 
     @given(
         st.fixed_dictionaries(

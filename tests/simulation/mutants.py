@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from kiwi.claims.lease_mirror import LeaseMirror
-from kiwi.claims.lease_objects import ClaimLease, Identity, Lease
+from kiwi.claims.lease_objects import AgentLease, ClaimLease, Identity, Lease
 from kiwi.claims.lease_requests import Conflict, Deleted, Gone, LeaseRequests
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import Converger
@@ -280,7 +280,7 @@ class EndsEarly(LeaseMirror):
     __slots__ = ()
 
     def put(self, lease: Lease, now: float) -> None:
-        super().put(lease, now - 2 * CLOCK_DRIFT * self.ttl)
+        super().put(lease, now - 2 * CLOCK_DRIFT * lease.ttl if isinstance(lease, AgentLease) else now)
 
 
 class DeletesWhateverIsThere(LeaseRequests):
