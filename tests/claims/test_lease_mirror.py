@@ -177,7 +177,7 @@ def _changes(number: int, what: tuple[str, str, int, bool]) -> _Change:
     """A change with a version of its own."""
     kind, who, uid, deleted = what
     identity = Identity(f"{kind}-{who}-{uid}", str(number + 1))
-    record = AgentRecord(who, "host", "place", "1")
+    record = AgentRecord(who, "host", "place", str(number % 2))
     kinds: dict[str, Lease] = {
         "agent": AgentLease(f"agent.{who}", identity, who, TTL, str(number), record),
         "claim": ClaimLease({"a": ONE, "b": TWO}[who], identity, who, f"agent-{who}-{uid}", TTL),
