@@ -8,44 +8,31 @@ and ends when the last address has answered the client.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from tests.lab.laboratory import Host, Lab, service
+from tests.lab.laboratory import INTERFACE, Lab
 from tests.lab.pinging import first_replies
-from tests.lab.processes import Process
 from tests.lab.waiting import Impatient
 
-from . import keepalived
-from .common import SPREAD, Table, addresses, bench_lab, note, options, show, spread, start_agent
+from .common import SPREAD, Table, addresses, bench_lab, note, options, renew, show, spread
+from .fleet import Keepalived, Kind, Kiwi
+from .servers import Plain
 
 LIMIT = 120.0
 
-Start = Callable[[Lab, Host], Process]
 
-
-def cold_start(lab: Lab, start: Start, wanted: Sequence[IPv4Address]) -> float:
-    """Seconds until all addresses have answered."""
+def cold_start(lab: Lab, kind: Kind, wanted: Sequence[IPv4Address]) -> float:
+    """Seconds until all addresses have answered, with new hosts and a claim store that knows nobody."""
+    renew(lab, wanted)
+    kind.begin_anew(lab)
     began = time.monotonic()
     for host in lab.hosts:
-        start(lab, host)
+        kind.start(lab, host, wanted, INTERFACE)
     answered = first_replies(lab.client.namespace, wanted, LIMIT)
     if len(answered) < len(wanted):
         raise Impatient(f"{len(wanted) - len(answered)} addresses never answered\n{lab.story()}")
     return max(answered.values()) - began
-
-
-def measure(etcd: str, start: Start, wanted: Sequence[IPv4Address], ports: int, runs: int) -> list[float]:
-    """Seconds of each of so many cold starts, each with new hosts and an empty claim store."""
-    durations = []
-    with bench_lab(etcd) as lab:
-        for number, address in enumerate(wanted):
-            lab.cluster.create(service(f"web-{number}", [address], [(8000 + port, "TCP") for port in range(ports)]))
-        for _ in range(runs):
-            durations.append(cold_start(lab, start, wanted))
-            lab.renew()
-            lab.cluster.clear_claims()
-    return durations
 
 
 def main() -> None:
@@ -57,16 +44,17 @@ def main() -> None:
     wanted = addresses(chosen.addresses)
     rules = chosen.addresses * chosen.ports
     note(f"Starting three agents {chosen.runs} times; addresses: {chosen.addresses}, rules: {rules}.")
-    rows = [["Kiwi", *spread(measure(chosen.etcd, start_agent, wanted, chosen.ports, chosen.runs))]]
+    servers = Plain(chosen.etcd)
+    kinds: list[tuple[str, Kind]] = [("Kiwi", Kiwi(10, servers))]
     if chosen.keepalived:
-        for advert in (1.0, 0.1):
-            note(f"The same with keepalived (which sets no rules), one advertisement every {advert:g} s.")
-
-            def start(lab: Lab, host: Host, advert: float = advert) -> Process:
-                return keepalived.start(lab, host, wanted, advert)
-
-            durations = measure(chosen.etcd, start, wanted, chosen.ports, chosen.runs)
-            rows.append([f"keepalived, advert {advert:g} s", *spread(durations)])
+        # It sets no rules.
+        kinds += [(f"keepalived, advert {advert:g} s", Keepalived(advert)) for advert in (1.0, 0.1)]
+    rows = []
+    with bench_lab(servers) as lab:
+        servers.publish(lab, wanted, chosen.ports)
+        for name, kind in kinds:
+            note(name)
+            rows.append([name, *spread([cold_start(lab, kind, wanted) for _ in range(chosen.runs)])])
     title = f"From the agents' start until the last address answers; addresses: {chosen.addresses}, rules: {rules}"
     show(Table(title, ["", *SPREAD], rows), chosen.rst)
 

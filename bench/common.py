@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -16,8 +15,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.lab.laboratory import INTERFACE, Host, Lab, service
-from tests.lab.processes import Process
+from tests.lab.laboratory import INTERFACE, Lab
+
+from .servers import Servers
 
 NETWORK = "10.10.0.0/16"
 FIRST = IPv4Address("10.10.0.1")
@@ -118,13 +118,12 @@ def addresses(number: int) -> list[IPv4Address]:
 
 
 @contextmanager
-def bench_lab(etcd: str) -> Iterator[Lab]:
-    """A lab with a cluster, whose client reaches L{addresses} on its link."""
+def bench_lab(*servers: Servers) -> Iterator[Lab]:
+    """A lab with these servers, whose client reaches L{addresses} on its link."""
     with Lab() as lab:
         route(lab)
-        lab.cluster.start_etcd(etcd)
-        _manifests(lab).mkdir()
-        start_api(lab)
+        for each in servers:
+            each.start(lab)
         yield lab
 
 
@@ -143,47 +142,7 @@ def forget_neighbours(lab: Lab, wanted: Sequence[IPv4Address], interface: str = 
 
 
 def renew(lab: Lab, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> None:
-    """Begin anew: new hosts without agents, no claims, and a client that knows nobody."""
+    """Begin anew: new hosts without agents, and a client that knows nobody."""
     lab.renew()
-    lab.cluster.clear_claims()
     route(lab, interface)
     forget_neighbours(lab, wanted, interface)
-
-
-def _manifests(lab: Lab) -> Path:
-    return lab.directory / "manifests"
-
-
-def start_api(lab: Lab) -> Process:
-    """Start an API server, which knows what was published last."""
-    return lab.cluster.start_api("--watch", str(_manifests(lab)))
-
-
-def restart_servers(lab: Lab, etcd: str) -> None:
-    """Have a new etcd and a new API server, whatever state a failure left them in; the Services stay."""
-    for process in (lab.cluster.etcd, lab.cluster.api):
-        if process is not None:
-            process.kill()
-    lab.cluster.start_etcd(etcd)
-    start_api(lab)
-
-
-def publish(lab: Lab, wanted: Sequence[IPv4Address], ports: int = 1) -> None:
-    """Have one Service for each address, with so many ports, and no others. Unlike others, these outlast the server."""
-    text = "\n---\n".join(
-        json.dumps(service(f"web-{number}", [address], [(8000 + port, "TCP") for port in range(ports)]))
-        for number, address in enumerate(wanted)
-    )
-    (_manifests(lab) / "new").write_text(text)
-    (_manifests(lab) / "new").rename(_manifests(lab) / "services.yaml")
-    lab.wait_until(lambda: len(lab.cluster.services()) == len(wanted), "the API server to read the Services", 60, 0.1)
-
-
-def start_agent(lab: Lab, host: Host, ttl: int = 10, interface: str = INTERFACE) -> Process:
-    return lab.start_agent(host, "-r", NETWORK, "--ttl", str(ttl), "--interface", interface)
-
-
-def wait_for_agents(lab: Lab, hosts: Sequence[Host]) -> None:
-    """Wait until all agents know of each other, as far as etcd tells."""
-    wanted = {f"/kiwi/agents/{host.name}" for host in hosts}
-    lab.wait_until(lambda: wanted <= set(lab.cluster.nodes()), "all agents", 30)

@@ -9,35 +9,23 @@ from __future__ import annotations
 
 import time
 
-from tests.lab.laboratory import service
+from tests.lab.laboratory import Lab, service
 
-from .common import (
-    Table,
-    addresses,
-    bench_lab,
-    milliseconds,
-    note,
-    options,
-    percentile,
-    show,
-    start_agent,
-    wait_for_agents,
-)
+from .common import Table, addresses, bench_lab, milliseconds, note, options, percentile, show
+from .fleet import Kiwi, steady_fleet
+from .servers import Plain
 
 
-def measure(etcd: str, runs: int) -> list[float]:
-    """Seconds from created to answered, for each of so many Services."""
+def measure(lab: Lab, kind: Kiwi, runs: int) -> list[float]:
+    """Seconds from created to answered, for each of so many Services, where there are none yet."""
     durations = []
-    with bench_lab(etcd) as lab:
-        for host in lab.hosts:
-            start_agent(lab, host)
-        wait_for_agents(lab, lab.hosts)
-        time.sleep(2)
+    steady_fleet(lab, kind, [])
+    with kind.servers.creating(lab) as create:
         for number, address in enumerate(addresses(runs)):
             with lab.client.ping(address) as pinger:
                 time.sleep(0.1)
                 start = time.monotonic()
-                lab.cluster.create(service(f"web-{number}", [address]))
+                create(service(f"web-{number}", [address]))
                 durations.append(pinger.wait_for_reply().received - start)
     return durations
 
@@ -45,7 +33,9 @@ def measure(etcd: str, runs: int) -> list[float]:
 def main() -> None:
     chosen = options("Measures the time from a new Service to an address that answers.", 100).parse_args()
     note(f"Creating {chosen.runs} Services, one after the other, with three agents.")
-    durations = measure(chosen.etcd, chosen.runs)
+    servers = Plain(chosen.etcd)
+    with bench_lab(servers) as lab:
+        durations = measure(lab, Kiwi(10, servers), chosen.runs)
     row = [str(chosen.runs), *(milliseconds(percentile(durations, percent)) for percent in (50, 90, 99, 100))]
     show(
         Table("From Service created to first ping answered", ["Services", "p50", "p90", "p99", "worst"], [row]),

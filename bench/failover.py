@@ -37,8 +37,9 @@ from attrs import asdict, define, field, frozen
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, SECOND_INTERFACE, Host, Lab
 from tests.lab.pinging import Pinger, Sweeper
 
-from .common import Table, addresses, bench_lab, note, options, publish, restart_servers, show_all, start_api
-from .fleet import Fleet, Keepalived, Kind, Kiwi, kill_etcd, start_etcd_again, steady_fleet
+from .common import Table, addresses, bench_lab, note, options, show_all
+from .fleet import Fleet, Keepalived, Kind, Kiwi, steady_fleet
+from .servers import Plain, Servers
 
 SWEEP = 0.1
 """Seconds from one ping to the next of each address, where there are many."""
@@ -61,7 +62,7 @@ class Scene:
     agents: Fleet
     carrier: Host
     concerned: Sequence[IPv4Address]
-    etcd: str
+    servers: Servers
     since: float = field(factory=time.monotonic)
     returned: float | None = None
     again: float | None = None
@@ -169,6 +170,12 @@ def _interface_made(scene: Scene) -> None:
     time.sleep(2)
 
 
+def _plain(scene: Scene) -> Plain:
+    """The servers, where something is to happen that only this kind of them can do."""
+    assert isinstance(scene.servers, Plain)
+    return scene.servers
+
+
 def _store_unreachable(scene: Scene) -> None:
     scene.carrier.block(CLUSTER, ETCD_PORT)
 
@@ -179,16 +186,17 @@ def _store_reachable(scene: Scene) -> None:
 
 
 def _store_down(scene: Scene) -> None:
-    command = kill_etcd(scene.lab)
+    scene.servers.kill_store(scene.lab)
     scene.watch_for(scene.patience + 1)
     # Agents may notice before this process does.
     scene.since = time.monotonic()
-    scene.returned = start_etcd_again(scene.lab, command)
+    scene.returned = scene.servers.start_store_again(scene.lab)
 
 
 def _store_empty(scene: Scene) -> None:
-    kill_etcd(scene.lab)
-    scene.lab.cluster.start_etcd(scene.etcd)
+    plain = _plain(scene)
+    plain.kill_store(scene.lab)
+    scene.lab.cluster.start_etcd(plain.etcd)
     # For a TTL, agents are wary.
     scene.watch_for(scene.patience + 2)
 
@@ -207,7 +215,7 @@ def _api_down(scene: Scene) -> None:
     assert api is not None
     api.kill()
     time.sleep(2)
-    start_api(scene.lab)
+    _plain(scene).start_api(scene.lab)
     time.sleep(6)
 
 
@@ -322,12 +330,12 @@ def watching(agents: Fleet) -> Iterator[Watch]:
                 yield Watch(pinger, many)
 
 
-def happen(agents: Fleet, event: Event, etcd: str) -> Outcome:
+def happen(agents: Fleet, event: Event, servers: Servers) -> Outcome:
     """One event, from a steady state to the next one."""
     carrier = agents.carrier(agents.wanted[0])
     with watching(agents) as watch:
         watch.wait_for_answers(time.monotonic())
-        scene = Scene(agents, carrier, agents.carried_by(carrier), etcd)
+        scene = Scene(agents, carrier, agents.carried_by(carrier), servers)
         began = scene.since
         event.strike(scene)
         ledger = agents.ledger
@@ -461,7 +469,7 @@ class Choice:
     @ivar runs: of each event; C{None} for as many as it takes to say something about that one.
     """
 
-    etcd: str
+    servers: Servers
     events: Sequence[str]
     kinds: Sequence[Kind]
     numbers: Sequence[int]
@@ -471,7 +479,7 @@ class Choice:
         if self.runs is not None:
             return self.runs
         if event == "sigterm" and number == 1:
-            return 50 if kind == Kiwi(10) else 5
+            return 50 if kind == Kiwi(10, self.servers) else 5
         return (3 if number == 1 else 2) - (event in SLOW)
 
 
@@ -479,8 +487,9 @@ def measure(lab: Lab, choice: Choice, results: Results) -> None:
     """All events, for each kind and each number of addresses."""
     for number in choice.numbers:
         wanted = addresses(number)
-        publish(lab, wanted)
         for kind in choice.kinds:
+            servers = kind.servers if isinstance(kind, Kiwi) else choice.servers
+            servers.publish(lab, wanted)
             fit = [name for name in choice.events if isinstance(kind, Kiwi) or not EVENTS[name].kiwi_only]
             for interface in (INTERFACE, SECOND_INTERFACE):
                 names = [name for name in fit if EVENTS[name].interface == interface]
@@ -490,14 +499,14 @@ def measure(lab: Lab, choice: Choice, results: Results) -> None:
                     try:
                         for _ in range(choice.runs_of(name, kind, number)):
                             agents = agents or steady_fleet(lab, kind, wanted, interface)
-                            outcome = happen(agents, EVENTS[name], choice.etcd)
+                            outcome = happen(agents, EVENTS[name], servers)
                             note(f"    {outcome}")
                             results.add(number, name, kind.name, outcome)
                     except Exception as error:  # noqa: BLE001 what was measured so far must not be lost
                         note(f"{type(error).__name__}: {error}\n{lab.story()}")
                         results.failures[number, name, kind.name] = (str(error).splitlines() or [repr(error)])[0]
                         agents = None
-                        restart_servers(lab, choice.etcd)
+                        servers.restart(lab)
 
 
 def main() -> None:
@@ -513,19 +522,20 @@ def main() -> None:
     events = chosen.rows.split(",")
     if not set(events) <= EVENTS.keys():
         parser.error(f"--rows: give some of {','.join(EVENTS)}")
+    servers = Plain(chosen.etcd)
     kinds: list[Kind] = []
     if chosen.only != "keepalived":
-        kinds += [Kiwi(int(ttl)) for ttl in chosen.ttl.split(",")]
+        kinds += [Kiwi(int(ttl), servers) for ttl in chosen.ttl.split(",")]
     if chosen.only != "kiwi":
         kinds += [Keepalived(float(advert)) for advert in chosen.advert.split(",")]
         if shutil.which("keepalived") is None:
             parser.error("there is no keepalived; install it, or give --only kiwi")
     numbers = [int(number) for number in chosen.addresses.split(",")]
-    choice = Choice(chosen.etcd, events, kinds, numbers, chosen.runs)
+    choice = Choice(servers, events, kinds, numbers, chosen.runs)
     log = chosen.log.open("a") if chosen.log else None
     results = Results(log)
     try:
-        with bench_lab(chosen.etcd) as lab:
+        with bench_lab(servers) as lab:
             measure(lab, choice, results)
     finally:
         tables = [table for number in numbers for table in results.tables(number, kinds) if table.rows]

@@ -12,12 +12,13 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, Host, Lab
+from tests.lab.laboratory import INTERFACE, Host, Lab
 from tests.lab.processes import Process
 
 from . import keepalived
-from .common import renew, start_agent
+from .common import NETWORK, renew
 from .ledger import Ledger, carried_once, ledger_of
+from .servers import Servers
 
 QUIET = 1.0
 """Seconds without any change of an address after which a fleet is steady."""
@@ -34,6 +35,9 @@ class Kind(Protocol):
     def patience(self) -> float:
         """Seconds after which the others take over from one that is not heard of any more."""
 
+    def begin_anew(self, lab: Lab) -> None:
+        """Let nothing be known of those that ran before."""
+
     def start(self, lab: Lab, host: Host, wanted: Sequence[IPv4Address], interface: str) -> Process:
         """Start it on a host."""
 
@@ -46,24 +50,28 @@ class Kind(Protocol):
 
 @frozen
 class Kiwi:
-    """Agents with a TTL in seconds."""
+    """Agents with a TTL in seconds, and what they rest on."""
 
     ttl: int
+    servers: Servers
 
     @property
     def name(self) -> str:
-        return f"Kiwi, T = {self.ttl} s"
+        return f"{self.servers.name}, T = {self.ttl} s"
 
     @property
     def patience(self) -> float:
         return float(self.ttl)
 
+    def begin_anew(self, lab: Lab) -> None:
+        self.servers.clear_claims(lab)
+
     def start(self, lab: Lab, host: Host, wanted: Sequence[IPv4Address], interface: str) -> Process:
-        return start_agent(lab, host, self.ttl, interface)
+        options = ["--interface", interface, "-r", NETWORK, "--ttl", str(self.ttl), *self.servers.options(lab)]
+        return host.start(f"kiwi-{host.name}", [*lab.kiwi, *options])
 
     def is_ready(self, lab: Lab, started: dict[str, float]) -> bool:
-        known = {key.rpartition("/")[2] for key in lab.cluster.nodes("/kiwi/agents")}
-        return started.keys() <= known
+        return started.keys() <= self.servers.agents(lab)
 
     def processes(self, process: Process) -> list[int]:
         return [process.pid]
@@ -82,6 +90,9 @@ class Keepalived:
     @property
     def patience(self) -> float:
         return 4 * self.advert
+
+    def begin_anew(self, lab: Lab) -> None:
+        """Nobody knows anything of them."""
 
     def start(self, lab: Lab, host: Host, wanted: Sequence[IPv4Address], interface: str) -> Process:
         return keepalived.start(lab, host, wanted, self.advert, interface)
@@ -181,30 +192,8 @@ class Fleet:
 def steady_fleet(lab: Lab, kind: Kind, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> Fleet:
     """A steady fleet on new hosts."""
     renew(lab, wanted, interface)
+    kind.begin_anew(lab)
     made = Fleet(lab, kind, wanted, interface)
     made.start_missing()
     made.wait_until_steady(120)
     return made
-
-
-def kill_etcd(lab: Lab) -> list[str]:
-    """Kill etcd, and return the command that starts it again with the data that it had."""
-    etcd = lab.cluster.etcd
-    assert etcd is not None
-    command = Path(f"/proc/{etcd.pid}/cmdline").read_text().rstrip("\0").split("\0")
-    etcd.kill()
-    return command
-
-
-def start_etcd_again(lab: Lab, command: Sequence[str]) -> float:
-    """Start an etcd that was killed; when it answered first."""
-    lab.cluster.etcd = lab.cluster.host.start("etcd", command)
-    lab.wait_until(lambda: _etcd_answers(lab), "etcd to answer again", 30)
-    return time.monotonic()
-
-
-def _etcd_answers(lab: Lab) -> bool:
-    try:
-        return lab.client.request("GET", CLUSTER, ETCD_PORT, "/v2/keys/", limit=1.0).status == 200
-    except OSError:
-        return False

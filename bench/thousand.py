@@ -21,18 +21,15 @@ often where that would be more than 5,000 packets per second.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from attrs import frozen
 
-from tests.lab.laboratory import CLUSTER, ETCD_PORT, Host, Lab
+from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, Host, Lab
 from tests.lab.pinging import Sweeper, first_replies
-from tests.lab.processes import Process
 from tests.lab.waiting import Impatient
 
 from .common import (
@@ -42,14 +39,13 @@ from .common import (
     milliseconds,
     note,
     options,
-    publish,
     renew,
-    restart_servers,
     show_all,
-    start_agent,
 )
-from .fleet import Fleet, Kiwi, kill_etcd, start_etcd_again, steady_fleet
+from .fleet import Fleet, Kiwi, steady_fleet
 from .ledger import carried_once, ledger_of
+from .servers import Plain
+from .usage import Usage
 
 PACKETS_PER_SECOND = 5000
 COLUMNS = ["part", "what", "T", "runs", "median", "worst", "goal"]
@@ -62,10 +58,21 @@ class Bench:
     """What the parts are measured with."""
 
     lab: Lab
+    servers: Plain
     wanted: Sequence[IPv4Address]
     ttls: Sequence[int]
     runs: int
     seconds: float
+
+    def kind(self, ttl: int) -> Kiwi:
+        return Kiwi(ttl, self.servers)
+
+    def begin_anew(self, ttl: int) -> Kiwi:
+        """The agents to start, of which none runs yet."""
+        renew(self.lab, self.wanted)
+        kind = self.kind(ttl)
+        kind.begin_anew(self.lab)
+        return kind
 
     def told(self, seconds: float) -> float:
         """Tell the one who waits, and whoever reads what is left of a measurement that failed."""
@@ -89,9 +96,9 @@ def cold_start(bench: Bench) -> Iterator[Row]:
     lab, ttl = bench.lab, 10
     values = []
     for _ in range(bench.runs):
-        renew(lab, bench.wanted)
+        kind = bench.begin_anew(ttl)
         began = time.monotonic()
-        start_agent(lab, lab.hosts[0], ttl)
+        kind.start(lab, lab.hosts[0], bench.wanted, INTERFACE)
         answered = first_replies(lab.client.namespace, bench.wanted, 60)
         if len(answered) < len(bench.wanted):
             raise Impatient(f"{len(bench.wanted) - len(answered)} addresses never answered\n{lab.story()}")
@@ -102,7 +109,7 @@ def cold_start(bench: Bench) -> Iterator[Row]:
 def dead(bench: Bench) -> Iterator[Row]:
     for ttl in bench.ttls:
         values = []
-        agents = steady_fleet(bench.lab, Kiwi(ttl), bench.wanted)
+        agents = steady_fleet(bench.lab, bench.kind(ttl), bench.wanted)
         for _ in range(bench.runs):
             victim = agents.carrier(bench.wanted[0])
             concerned = agents.carried_by(victim)
@@ -132,7 +139,7 @@ def told_to_go(bench: Bench) -> Iterator[Row]:
     most = 0
     for _ in range(bench.runs):
         # What has moved does not move back, and so each fleet has even shares only once.
-        agents = steady_fleet(bench.lab, Kiwi(ttl), bench.wanted)
+        agents = steady_fleet(bench.lab, bench.kind(ttl), bench.wanted)
         victim = agents.carrier(bench.wanted[0])
         concerned = agents.carried_by(victim)
         most = max(most, len(concerned))
@@ -151,41 +158,18 @@ def told_to_go(bench: Bench) -> Iterator[Row]:
 def store_down(bench: Bench) -> Iterator[Row]:
     for ttl in bench.ttls:
         values = []
-        agents = steady_fleet(bench.lab, Kiwi(ttl), bench.wanted)
+        agents = steady_fleet(bench.lab, bench.kind(ttl), bench.wanted)
         for _ in range(bench.runs):
-            command = kill_etcd(bench.lab)
+            bench.servers.kill_store(bench.lab)
             time.sleep(ttl + 1)
             left = sum(bool(agents.ledger.catch_up().carriers[address]) for address in bench.wanted)
             if left:
                 raise Impatient(f"{left} addresses outlast the claims")
-            back = start_etcd_again(bench.lab, command)
+            back = bench.servers.start_store_again(bench.lab)
             agents.wait_until_carried(bench.wanted)
             values.append(bench.told(agents.ledger.last_move() - back))
             agents.wait_until_steady()
         yield durations("d", "store back after it was down, until all are carried", ttl, values, "< 3 s")
-
-
-@frozen
-class Usage:
-    """What a process has taken: processor seconds with those of its children that have ended, and memory in MB."""
-
-    cpu: float
-    memory: float
-    most_memory: float
-
-    @classmethod
-    def of(cls, process: Process) -> Usage:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        status = dict(
-            line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":" in line
-        )
-        # proc(5): utime, stime, cutime and cstime are fields 14 to 17; the first one after the name is number 3.
-        ticks = sum(int(text) for text in fields[11:15])
-        return cls(ticks / os.sysconf("SC_CLK_TCK"), _megabytes(status["VmRSS"]), _megabytes(status["VmHWM"]))
-
-
-def _megabytes(text: str) -> float:
-    return int(text.split()[0]) * 1024 / 1e6
 
 
 def requests(lab: Lab) -> int:
@@ -198,8 +182,7 @@ def steady(bench: Bench) -> Iterator[Row]:
     lab, ttl = bench.lab, 10
     etcd = lab.cluster.etcd
     assert etcd is not None
-    renew(lab, bench.wanted)
-    agent = start_agent(lab, lab.hosts[0], ttl)
+    agent = bench.begin_anew(ttl).start(lab, lab.hosts[0], bench.wanted, INTERFACE)
     ledger = ledger_of(lab)
     lab.wait_until(lambda: carried_once(ledger.catch_up(), bench.wanted), "one agent to carry all", 60, 0.05)
     # The announcements of the first seconds are not what goes on all the time.
@@ -221,12 +204,12 @@ def steady(bench: Bench) -> Iterator[Row]:
 def shares(bench: Bench) -> Iterator[Row]:
     lab, ttl = bench.lab, min(bench.ttls)
     wanted = bench.wanted[: len(bench.wanted) * 3 // 10]
-    publish(lab, wanted, 2)
+    bench.servers.publish(lab, wanted, 2)
 
     def figure(what: str, counts: Sequence[int], goal: str = "") -> Row:
         return ["f", what, f"{ttl} s", "1", " ".join(map(str, counts)), "", goal]
 
-    agents = steady_fleet(lab, Kiwi(ttl), wanted)
+    agents = steady_fleet(lab, bench.kind(ttl), wanted)
     third = len(wanted) // 3
     counts = [len(agents.carried_by(host)) for host in lab.hosts]
     yield figure(f"{len(wanted)} addresses spread over three agents", counts, f"{third} each, +-20%")
@@ -260,15 +243,17 @@ def main() -> None:
     parts = chosen.parts.split(",")
     if not set(parts) <= PARTS.keys():
         parser.error(f"--parts: give some of {','.join(PARTS)}")
-    wanted = addresses(chosen.addresses)
+    wanted, servers = addresses(chosen.addresses), Plain(chosen.etcd)
     rows: list[Row] = []
     failures: list[str] = []
     try:
-        with bench_lab(chosen.etcd) as lab:
-            bench = Bench(lab, wanted, [int(ttl) for ttl in chosen.ttl.split(",")], chosen.runs, chosen.seconds)
+        with bench_lab(servers) as lab:
+            bench = Bench(
+                lab, servers, wanted, [int(ttl) for ttl in chosen.ttl.split(",")], chosen.runs, chosen.seconds
+            )
             for part in parts:
                 note(f"Part {part}, {chosen.runs} times; addresses: {chosen.addresses}.")
-                publish(lab, wanted, 2)
+                servers.publish(lab, wanted, 2)
                 try:
                     for row in PARTS[part](bench):
                         note(" | ".join(row))
@@ -276,7 +261,7 @@ def main() -> None:
                 except Exception as error:  # noqa: BLE001 what was measured so far must not be lost
                     note(f"{error}\n{lab.story()}")
                     failures.append(f"Part {part} failed: {(str(error).splitlines() or [repr(error)])[0]}")
-                    restart_servers(lab, chosen.etcd)
+                    servers.restart(lab)
     finally:
         table = Table(f"Addresses: {chosen.addresses}, rules: {2 * chosen.addresses}", COLUMNS, rows)
         show_all([table], chosen.rst, failures)
