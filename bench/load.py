@@ -17,9 +17,10 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,11 +32,14 @@ from tests.lab.processes import Process
 from tests.lab.waiting import wait_until
 
 from .common import NETWORK, Table, addresses, milliseconds, note, show_all
-from .servers import LEASES, account_token, put_services, services_of, set_up
+from .servers import LEASES, account_token, known_agents, put_services, services_of, set_up
 from .usage import Usage
 
 RESOURCES = ("leases", "services", "endpointslices", "nodes")
 """What agents ask for."""
+
+BATCH = 20
+"""Services that are created at once."""
 
 MARGIN = 6
 """Seconds after the TTL for which a takeover is watched."""
@@ -91,6 +95,11 @@ def claims(server: RealAPIServer) -> dict[str, Mapping[str, Any]]:
     """What each claim says, by address."""
     items = server.ask("GET", LEASES)["items"]
     return {item["metadata"]["name"]: item["spec"] for item in items if item["metadata"]["name"][0].isdigit()}
+
+
+def is_claimed(server: RealAPIServer, number: int) -> bool:
+    """Whether so many addresses are claimed."""
+    return len(claims(server)) == number
 
 
 @contextmanager
@@ -149,6 +158,7 @@ def takeover(
     @param usual: requests per second while nothing happens.
     """
     lost = [address for address, spec in claims(server).items() if spec["holderIdentity"] == dead]
+    note(f"{dead}, which is killed, has {len(lost)} addresses.")
     counts = [Counts.of(server, others)]
     died = time.time()
     victim.kill()
@@ -189,18 +199,22 @@ def main() -> None:
     tables = []
     with RealAPIServer.on_loopback() as server:
         set_up(server, ids)
-        note(f"Creating {chosen.addresses} Services.")
-        put_services(server, services_of(addresses(chosen.addresses), 1))
-        note(f"Starting {chosen.agents} agents.")
-        began = time.monotonic()
         with running(server, groups, chosen.ttl) as processes:
-            wait_until(
-                lambda: len(claims(server)) == chosen.addresses,
-                "all addresses to be claimed",
-                600,
-                lambda: "\n".join(process.story() for process in processes),
-                1.0,
-            )
+
+            def wait_for(condition: Callable[[], bool], what: str) -> None:
+                wait_until(condition, what, 600, lambda: "\n".join(each.story() for each in processes), 0.2)
+
+            # Those that start first would claim everything.
+            note(f"Starting {chosen.agents} agents.")
+            wait_for(lambda: known_agents(server) >= set(ids), "all agents to be known")
+            time.sleep(chosen.ttl)
+            note(f"Creating {chosen.addresses} Services.")
+            began = time.monotonic()
+            services = services_of(addresses(chosen.addresses), 1)
+            # One machine is too slow for all agents if all of them hear of everything at once.
+            for there in range(BATCH, len(services) + BATCH, BATCH):
+                put_services(server, services[:there])
+                wait_for(partial(is_claimed, server, len(services[:there])), "all addresses to be claimed")
             note(f"All are claimed after {time.monotonic() - began:.0f} s.")
             # What has just been started is busier than what runs.
             time.sleep(2 * chosen.ttl)

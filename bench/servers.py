@@ -183,6 +183,12 @@ def is_served(server: RealAPIServer, token: str) -> bool:
         return False
 
 
+def known_agents(server: RealAPIServer) -> set[str]:
+    """The ids of the agents that have a Lease."""
+    items = server.ask("GET", LEASES)["items"]
+    return {item["spec"]["holderIdentity"] for item in items if item["metadata"]["name"].startswith("agent.")}
+
+
 def put_services(server: RealAPIServer, definitions: Sequence[Mapping[str, Any]]) -> None:
     """Have these Services in the namespace C{default}, and no others."""
 
@@ -256,8 +262,7 @@ class Leases(_Secure):
         return ["--store", "kubernetes"]
 
     def agents(self, lab: Lab) -> set[str]:
-        names = [item["metadata"]["name"] for item in self.server(lab).ask("GET", LEASES)["items"]]
-        return {name.removeprefix("agent.") for name in names if name.startswith("agent.")}
+        return known_agents(self.server(lab))
 
     def clear_claims(self, lab: Lab) -> None:
         self.server(lab).ask("DELETE", LEASES)
