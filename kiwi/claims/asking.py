@@ -35,6 +35,7 @@ ASK_AGAIN, MOST_ASKED = 1 / 10, 3
 
 CLAIMS_IN_FLIGHT, MOST_IN_FLIGHT = 16, 256
 PATIENCE = 0.02
+"""Seconds after which a request counts as slow, where a connection more for the next one costs little."""
 
 
 def asked_again(clock: IReactorTime, ttl: float, send: Callable[[], Deferred[Response]]) -> Deferred[Response]:
@@ -65,7 +66,7 @@ class Turn:
     _patience: IDelayedCall = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._patience = self._turns.clock.callLater(PATIENCE, self._slow)
+        self._patience = self._turns.clock.callLater(self._turns.patience, self._slow)
 
     def _slow(self) -> None:
         self._turns._quick -= 1
@@ -85,7 +86,7 @@ class Turns:
     Bounds the requests in flight.
 
     While the store is quick, there are at most C{limit}: more would not be answered sooner, and others would wait for
-    them. A request that has been in flight for L{PATIENCE} seconds no longer counts, so that a slow store is not asked
+    them. A request that has been in flight for C{patience} seconds no longer counts, so that a slow store is not asked
     in sequence; up to L{MOST_IN_FLIGHT} in all.
 
     @ivar urgent: other requests, which go first: while any of them is in flight and the store is quick, these go one by
@@ -95,6 +96,7 @@ class Turns:
     clock: IReactorTime
     limit: int
     urgent: Turns | None = None
+    patience: float = PATIENCE
     _quick: int = field(default=0, init=False)
     _flying: int = field(default=0, init=False)
     _waiting: deque[Deferred[Turn]] = field(factory=deque, init=False)

@@ -71,6 +71,12 @@ from .lease_watch import LeaseWatch
 # one, the data is not what it was. Nor is it if resource versions go back. A loss is told, as in
 # L{kiwi.claims.etcd2}; for agents that have just been started, those that see it report it in a Lease, too.
 
+PATIENCE = 0.1
+"""
+Seconds after which a request counts as slow. Each one more at once is a TLS handshake, which costs a server as much as
+the request; and one that is busy with those of a takeover would seem slow to all who take part, and get more of them.
+"""
+
 
 @implementer(IClaimStore)
 @define(eq=False)
@@ -106,7 +112,7 @@ class LeaseClaimStore:
         self.session = OwnSession(
             self.requests, clock, self.agent_id, self.ttl, self.wall, self._latest, self._has_forgotten
         )
-        self._turns = Turns(clock, CLAIMS_IN_FLIGHT)
+        self._turns = Turns(clock, CLAIMS_IN_FLIGHT, patience=PATIENCE)
 
     def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
         return answer_of(self._acquire(address), self.log)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from io import BytesIO
+from ipaddress import IPv4Address
 from typing import Any
 
 from attrs import define, evolve, field
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 from twisted.web.http import Request
 from twisted.web.resource import Resource
@@ -20,6 +21,7 @@ from kiwi.claims.lease_watch import GRACE
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.model import CLOCK_DRIFT, Claims
 from tests.fakes.kubernetes import Access, KubernetesResource, KubernetesState
+from tests.fakes.worlds import STEP
 
 from .claimstoretests import (
     C_AGAIN,
@@ -791,3 +793,26 @@ class RefusalTests(OverFake):
             self.addCleanup(service.stopService)
             await self.world.until(lambda: bool(self.log))
             self.assertIn(f"it does not let this agent {verb} leases in namespace kiwi", self.log.pop()["why"])
+
+
+class InFlightTests(TestCase):
+    """How many claims are asked for at once."""
+
+    async def test_in_flight(self) -> None:
+        """At most 16, each of which counts for 0.1 s, and so for two steps; 256 in the end."""
+        stage = FakeLeaseStage()
+        world, requests, store = stage.world, stage.state.requests, stage.store("a")
+        Listener().listen(self, store)
+        await world.of(store.register(A))
+        stage.freeze()
+        requests.clear()
+        addresses = [IPv4Address("10.10.0.1") + index for index in range(300)]
+        claims = gatherResults([store.acquire(address) for address in addresses], consumeErrors=True)
+        claims.addErrback(lambda failure: failure.trap(CancelledError))
+        self.addCleanup(claims.cancel)
+        counts = []
+        for _ in range(40):
+            counts.append(len(requests))
+            requests.clear()
+            world.clock.advance(STEP)
+        self.assertEqual(counts, [16, 0] * 16 + [0] * 8)
