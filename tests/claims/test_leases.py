@@ -807,9 +807,9 @@ class InFlightTests(TestCase):
         stage.freeze()
         requests.clear()
         addresses = [IPv4Address("10.10.0.1") + index for index in range(300)]
-        claims = gatherResults([store.acquire(address) for address in addresses], consumeErrors=True)
-        claims.addErrback(lambda failure: failure.trap(CancelledError))
-        self.addCleanup(claims.cancel)
+        for address in addresses:
+            claim = store.acquire(address).addErrback(lambda failure: failure.trap(CancelledError))
+            self.addCleanup(claim.cancel)
         counts = []
         for _ in range(40):
             counts.append(len(requests))
