@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.lab.laboratory import ETCD_PORT, Host, Lab, service
+from tests.lab.laboratory import CLUSTER, ETCD_PORT, Host, Lab, service
 from tests.lab.listening import Carriage
 from tests.lab.pinging import Pinger
 from tests.lab.processes import Process
@@ -50,7 +50,7 @@ def rule(
 
 
 def of_wall_clock(text: str) -> float:
-    """A moment that etcd tells (with nanoseconds), in seconds of L{time.monotonic}."""
+    """A moment that a store tells (with nanoseconds, say), in seconds of L{time.monotonic}."""
     seconds, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.fromisoformat(f"{seconds}+00:00").timestamp() + float(f"0.{fraction or 0}")
     return moment - time.time() + time.monotonic()
@@ -98,6 +98,54 @@ class AgentTestCase(SynchronousTestCase):
     def claims(self) -> Mapping[IPv4Address, str]:
         """Which agent claims each address, as the claim store says."""
         return self.lab.cluster.claims()
+
+    # The claim store; other test cases have another one.
+
+    @property
+    def _etcd(self) -> Process:
+        etcd = self.lab.cluster.etcd
+        assert etcd is not None
+        return etcd
+
+    def freeze_store(self) -> None:
+        """It takes connections and requests, and does nothing."""
+        self._etcd.freeze()
+
+    def resume_store(self) -> None:
+        """It goes on."""
+        self._etcd.resume()
+
+    def kill_store(self) -> None:
+        """It is gone at once."""
+        self._etcd.kill()
+
+    def start_store(self, keep: bool = False) -> None:
+        """Start it again, with the data that it had or with none, and wait until it answers."""
+        self.lab.cluster.start_etcd(self.etcd, data=self.lab.cluster.data if keep else None)
+
+    def bring_back_store(self) -> None:
+        """Let it run, whatever was done to it."""
+        self.resume_store()
+        if self._etcd.status is not None:
+            self.start_store()
+
+    def cut_from_store(self, host: Host) -> None:
+        """Lose whatever the host sends to the store, and whatever comes from there."""
+        host.block(CLUSTER, ETCD_PORT)
+
+    def connect_to_store(self, host: Host) -> None:
+        """Lose it no longer."""
+        host.unblock(CLUSTER, ETCD_PORT)
+
+    def start_proxy(self) -> None:
+        """Start the proxy that can spoil the replies of the store."""
+        self.lab.cluster.start_proxy()
+
+    def claim_ends(self, carrier: Host) -> float:
+        """Until when the address is promised to its carrier unless it confirms that, by L{time.monotonic}."""
+        node = self.lab.cluster.nodes()[f"/kiwi/publicips/{ADDRESS}"]
+        self.assertEqual(node["value"], carrier.name)
+        return of_wall_clock(node["expiration"])
 
     def _clean(self) -> None:
         try:
@@ -254,12 +302,6 @@ class FailureTestCase(CarriedTestCase):
         """Wait until the claim has just been confirmed, and the kernel told to keep the address for longer."""
         known = len(self.lab.ears.changes)
         self.lab.wait_until(lambda: len(self.lab.ears.changes) > known, "the lifetime to be extended")
-
-    def claim_ends(self) -> float:
-        """When the claim of the carrier ends unless it is confirmed again, in seconds of L{time.monotonic}."""
-        node = self.lab.cluster.nodes()[f"/kiwi/publicips/{ADDRESS}"]
-        self.assertEqual(node["value"], self.carrier.name)
-        return of_wall_clock(node["expiration"])
 
     def assert_taken_over(self, failed: float, outage: float) -> Host:
         """

@@ -43,13 +43,17 @@ def secure_lab() -> Lab:
     """A lab with a real API server that got C{deploy/}, which lives until the process ends."""
     lab = Lab().open()
     try:
-        server = lab.cluster.start_kube_apiserver()
-        for name in ("base/namespace.yaml", "base/account.yaml", "leases.yaml"):
-            server.kubectl("apply", "-f", str(DEPLOY / name))
+        deploy(lab.cluster.start_kube_apiserver())
     except BaseException:
         lab.close()
         raise
     return lab
+
+
+def deploy(server: RealAPIServer) -> None:
+    """Give a server what of C{deploy/} agents need that are started in another way."""
+    for name in ("base/namespace.yaml", "base/account.yaml", "leases.yaml"):
+        server.kubectl("apply", "-f", str(DEPLOY / name))
 
 
 def local(definition: Mapping[str, Any]) -> dict[str, Any]:

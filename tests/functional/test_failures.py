@@ -98,7 +98,7 @@ class RestartTests(FailureTestCase):
         self.assert_none_lost(self.pinger)
         self.assertIsNone(again.status)
         self.assertEqual(self.lab.ears.carriages(ADDRESS), [before])
-        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: self.carrier.name})
+        self.assertEqual(self.claims(), {ADDRESS: self.carrier.name})
         # The counters would start from zero if the rule had been written anew.
         self.assertEqual(self.carrier.run(*packets).splitlines()[2].split(), counted)
 
@@ -113,7 +113,7 @@ class RestartTests(FailureTestCase):
 
 
 class HostTests(FailureTestCase):
-    """The host that carries the address loses the network, or all."""
+    """The host that carries the address is gone."""
 
     def test_host_dies(self) -> None:
         """It is dead and unplugged: another host serves the client within a TTL and a bit."""
@@ -123,22 +123,18 @@ class HostTests(FailureTestCase):
         self.carrier.cut()
         self.assert_taken_over(failed, self.ttl + 0.75)
 
-    def test_cable_is_cut_and_plugged_in_again(self) -> None:
-        """The host, which loses its link, lets go; when it has the link again it carries nothing."""
-        self._loses_the_network(self.carrier.cut, self.carrier.plug)
 
-    def test_uplink_is_cut_and_mended(self) -> None:
-        """The same where the link stays up, and only nothing comes through: the claim cannot be confirmed."""
-        self._loses_the_network(self.carrier.cut_uplink, self.carrier.mend_uplink)
+class NetworkTestCase(FailureTestCase):
+    """The host that carries the address loses the network, and has it again."""
 
-    def _loses_the_network(self, cut: Callable[[], None], heal: Callable[[], None]) -> None:
+    def loses_the_network(self, cut: Callable[[], None], heal: Callable[[], None]) -> None:
         """
         The host lets go by itself, before its claim ends, and another one takes the address over after that. The heal
         changes nothing: the address stays, and nobody on the LAN loses its way for a moment.
         """
         failed = time.monotonic()
         cut()
-        claim_ends = self.claim_ends()
+        claim_ends = self.claim_ends(self.carrier)
         another = self.assert_taken_over(failed, self.ttl + 0.75)
         first, second = self.lab.ears.carriages(ADDRESS)
         assert first.until is not None
@@ -157,7 +153,23 @@ class HostTests(FailureTestCase):
         self.assertEqual({heard.mac for heard in self.lab.ears.said(ADDRESS, healed)} - {mac}, set())
         self.assert_none_lost(self.pinger, healed)
         self.assert_none_lost(also, healed)
-        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: another.name})
+        self.assertEqual(self.claims(), {ADDRESS: another.name})
+
+
+class CableTests(NetworkTestCase):
+    """Its link goes."""
+
+    def test_cable_is_cut_and_plugged_in_again(self) -> None:
+        """The host, which loses its link, lets go; when it has the link again it carries nothing."""
+        self.loses_the_network(self.carrier.cut, self.carrier.plug)
+
+
+class UplinkTests(NetworkTestCase):
+    """Its link stays up, and only nothing comes through."""
+
+    def test_uplink_is_cut_and_mended(self) -> None:
+        """The claim cannot be confirmed. The host lets go; when it has the network again it carries nothing."""
+        self.loses_the_network(self.carrier.cut_uplink, self.carrier.mend_uplink)
 
 
 class LinkTests(AgentTestCase):
@@ -168,7 +180,7 @@ class LinkTests(AgentTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.agents = self.start_agents(*self.options)
-        self.lab.cluster.create(service("web", [SECOND_ADDRESS]))
+        self.create(service("web", [SECOND_ADDRESS]))
         self.carrier = self._carrier()
 
     def _having(self) -> list[Host]:
@@ -187,7 +199,7 @@ class LinkTests(AgentTestCase):
         self.assertLess(self.lab.ears.carriages(SECOND_ADDRESS)[-1].since - failed, 1 + SLACK)
         self.assert_one_carrier_at_a_time(SECOND_ADDRESS)
         self.lab.wait_until(
-            lambda: self.lab.cluster.claims() == {SECOND_ADDRESS: another.name}, f"{another.name} to have the claim"
+            lambda: self.claims() == {SECOND_ADDRESS: another.name}, f"{another.name} to have the claim"
         )
         return another
 
@@ -252,7 +264,7 @@ class WallClockTests(AgentTestCase):
         for agent in agents.values():
             self.addCleanup(WallClock.clean, agent.pid)
         self.wait_for_agents(*agents)
-        self.lab.cluster.create(service("web", [ADDRESS]))
+        self.create(service("web", [ADDRESS]))
         carrier = self.lab.wait_for_carrier(ADDRESS)
         agent, clock = agents[carrier.name], clocks[carrier.name]
         self.assertTrue(self._is_off(agent, 0))
@@ -265,4 +277,4 @@ class WallClockTests(AgentTestCase):
             self.assert_none_lost(pinger)
         (carriage,) = self.lab.ears.carriages(ADDRESS)
         self.assertEqual((carriage.host, carriage.until), (carrier.name, None))
-        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: carrier.name})
+        self.assertEqual(self.claims(), {ADDRESS: carrier.name})

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import time
 
-from tests.lab.laboratory import CLUSTER, ETCD_PORT, PROXY_PORT, service
-from tests.lab.processes import Process
+from tests.lab.laboratory import PROXY_PORT, service
 from tests.lab.proxy import LOSSY, SLOW
 
 from .support import ADDRESS, OTHER, SLACK, FailureTestCase
 
 
 class StoreTestCase(FailureTestCase):
-    """Tests that take etcd away: it is back at their end."""
+    """Tests that take the store away: it is back at their end."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.addCleanup(self._bring_back)
-
-    def _bring_back(self) -> None:
-        etcd = self.store
-        etcd.resume()
-        if etcd.status is not None:
-            self.start_store()
-
-    @property
-    def store(self) -> Process:
-        etcd = self.lab.cluster.etcd
-        assert etcd is not None
-        return etcd
-
-    def start_store(self, keep: bool = False) -> None:
-        """Start etcd again, with the data that it had or with none, and wait until it answers."""
-        self.lab.cluster.start_etcd(self.etcd, data=self.lab.cluster.data if keep else None)
+        self.addCleanup(self.bring_back_store)
 
 
 class UnreachableTests(FailureTestCase):
@@ -44,8 +27,8 @@ class UnreachableTests(FailureTestCase):
         reached again, nothing moves.
         """
         failed = time.monotonic()
-        self.carrier.block(CLUSTER, ETCD_PORT)
-        claim_ends = self.claim_ends()
+        self.cut_from_store(self.carrier)
+        claim_ends = self.claim_ends(self.carrier)
         another = self.assert_taken_over(failed, self.ttl + 0.75)
         first, second = self.lab.ears.carriages(ADDRESS)
         assert first.until is not None
@@ -53,7 +36,7 @@ class UnreachableTests(FailureTestCase):
         self.assertLess(claim_ends, second.since)
 
         healed = time.monotonic()
-        self.carrier.unblock(CLUSTER, ETCD_PORT)
+        self.connect_to_store(self.carrier)
         self.wait_for_line(self.carrying, "the claim store answers again")
         self.stays_true(lambda: self.lab.ears.having(ADDRESS) == [another.name], 1.5)
         self.assertEqual(self.lab.ears.carriages(ADDRESS), [first, second])
@@ -69,7 +52,7 @@ class DownTests(StoreTestCase):
     def test_nobody_carries_and_then_somebody_does(self) -> None:
         """A TTL after the store has gone nobody has the address; within 2 s of its return one host has it."""
         failed = time.monotonic()
-        self.store.kill()
+        self.kill_store()
         self.lab.wait_until(lambda: not self.lab.ears.having(ADDRESS), "the address to go")
         (carriage,) = self.lab.ears.carriages(ADDRESS)
         assert carriage.until is not None
@@ -83,7 +66,7 @@ class DownTests(StoreTestCase):
         self.assertEqual((first, second.host, second.until), (carriage, carrier.name, None))
         self.assertLess(second.since - back, 2 + SLACK)
         self.pinger.wait_for_reply(second.since)
-        self.lab.wait_until(lambda: self.lab.cluster.claims() == {ADDRESS: carrier.name}, "the claim")
+        self.lab.wait_until(lambda: self.claims() == {ADDRESS: carrier.name}, "the claim")
         self.wait_for_agents(*self.agents)
         self.stays_true(lambda: self.lab.ears.having(ADDRESS) == [carrier.name], 1)
 
@@ -102,20 +85,20 @@ class ForgetfulTests(StoreTestCase):
         time.sleep(1)
         self.wait_for_heartbeat()
         failed = time.monotonic()
-        self.carrier.block(CLUSTER, ETCD_PORT)
-        self.store.kill()
+        self.cut_from_store(self.carrier)
+        self.kill_store()
         self.start_store()
         for host in self.others():
             self.wait_for_line(self.agents[host.name], "has lost its data")
         self.stays_true(lambda: self.lab.ears.having(ADDRESS) == [self.carrier.name], 0.7)
-        self.assertNotIn(ADDRESS, self.lab.cluster.claims())
-        self.carrier.unblock(CLUSTER, ETCD_PORT)
-        self.lab.wait_until(lambda: ADDRESS in self.lab.cluster.claims(), "a new claim")
+        self.assertNotIn(ADDRESS, self.claims())
+        self.connect_to_store(self.carrier)
+        self.lab.wait_until(lambda: ADDRESS in self.claims(), "a new claim")
 
         # For longer than the carrier of before can have the address without a claim.
         time.sleep(max(0.0, failed + self.ttl + 1 - time.monotonic()))
         (carrier,) = self.lab.ears.having(ADDRESS)
-        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: carrier})
+        self.assertEqual(self.claims(), {ADDRESS: carrier})
         self.assertLess(self.pinger.outage(failed, self.pinger.wait_for_reply(time.monotonic()).received), 1 + SLACK)
         self.assert_one_carrier_at_a_time(ADDRESS)
         self.wait_for_agents(*self.agents)
@@ -128,7 +111,7 @@ class NoOutageTestCase(StoreTestCase):
         self.assert_none_lost(self.pinger)
         (carriage,) = self.lab.ears.carriages(ADDRESS)
         self.assertEqual((carriage.host, carriage.until), (self.carrier.name, None))
-        self.assertEqual(self.lab.cluster.claims()[ADDRESS], self.carrier.name)
+        self.assertEqual(self.claims()[ADDRESS], self.carrier.name)
 
 
 class PausedTests(NoOutageTestCase):
@@ -140,9 +123,9 @@ class PausedTests(NoOutageTestCase):
         """Nobody notices, also where that begins right before the carrier would have confirmed its claim."""
         self.wait_for_heartbeat()
         time.sleep(self.ttl / 3 - 0.2)
-        self.store.freeze()
+        self.freeze_store()
         time.sleep(self.ttl / 2)
-        self.store.resume()
+        self.resume_store()
         self.wait_for_heartbeat()
         # What was late must not have been the beginning of an end.
         time.sleep(1.5)
@@ -155,13 +138,13 @@ class BadRepliesTestCase(NoOutageTestCase):
     store_port = PROXY_PORT
 
     def prepare(self) -> None:
-        self.lab.cluster.start_proxy()
+        self.start_proxy()
 
     def assert_carries_another(self) -> None:
         """An address that nobody has had gets its one carrier, too."""
-        self.lab.cluster.create(service("other", [OTHER]))
+        self.create(service("other", [OTHER]))
         carrier = self.lab.wait_for_carrier(OTHER, 30)
-        self.assertEqual(self.lab.cluster.claims()[OTHER], carrier.name)
+        self.assertEqual(self.claims()[OTHER], carrier.name)
 
 
 class SlowTests(BadRepliesTestCase):
@@ -211,13 +194,13 @@ class KubernetesTests(NoOutageTestCase):
         api = self.lab.cluster.start_api()
         self.wait_for_line(self.carrying, "lists no Service")
         time.sleep(2)
-        self.lab.cluster.create(service("web", [ADDRESS]))
+        self.create(service("web", [ADDRESS]))
 
         self.addCleanup(api.resume)
         api.freeze()
         time.sleep(self.ttl)
         api.resume()
 
-        self.lab.cluster.create(service("other", [OTHER]))
+        self.create(service("other", [OTHER]))
         self.lab.wait_for_carrier(OTHER)
         self.assert_nothing_happened()

@@ -46,6 +46,7 @@ ETCD_PORT = 2379
 PROXY_PORT = 2389
 API_PORT = 8080
 SECURE_API_PORT = 6443
+SECURE_PROXY_PORT = 6444
 WEB_PORT = 8080
 
 KIWI_OF_CHECKOUT = (sys.executable, "-c", "import sys; from kiwi.tap import main; sys.exit(main())")
@@ -376,14 +377,25 @@ class Cluster:
 
     def start_proxy(self, port: int = PROXY_PORT) -> Process:
         """Start a proxy before etcd, which passes everything on until it is told otherwise, and wait for it."""
-        process = self.host.start(
-            "proxy",
-            [
-                *(sys.executable, "-m", "tests.lab.proxy"),
-                *("--listen", f"0.0.0.0:{port}", "--store", f"http://127.0.0.1:{ETCD_PORT}"),
-            ],
+        return self._start_proxy(port, f"http://127.0.0.1:{ETCD_PORT}")
+
+    def start_secure_proxy(self, port: int = PROXY_PORT) -> Process:
+        """The same before the real API server, with TLS at C{https://192.168.1.10:6444}."""
+        assert self.kubernetes is not None
+        pair = self.kubernetes.authority.for_server([str(CLUSTER)])
+        certificate = self._lab.directory / "proxy.pem"
+        certificate.write_bytes(pair.certificate + pair.key)
+        return self._start_proxy(
+            port,
+            self.kubernetes.endpoint,
+            *("--authorities", str(self.kubernetes.ca_file)),
+            *("--secure", f"0.0.0.0:{SECURE_PROXY_PORT}", "--certificate", str(certificate)),
         )
-        self._lab.wait_until(lambda: self._answers(port, "/v2/keys/"), "the proxy to answer", 30)
+
+    def _start_proxy(self, port: int, store: str, *options: str) -> Process:
+        command = [sys.executable, "-m", "tests.lab.proxy", "--listen", f"0.0.0.0:{port}", "--store", store]
+        process = self.host.start("proxy", [*command, *options])
+        self._lab.wait_until(lambda: self._answers(port, "/"), "the proxy to answer", 30)
         return process
 
     def behave(self, behaviour: str, port: int = PROXY_PORT) -> None:

@@ -1,11 +1,15 @@
 """
-A store that answers badly: an HTTP proxy before etcd, which can be told while it runs to be slow or to lose replies.
+A store that answers badly: an HTTP proxy before etcd or an API server, which can be told while it runs to be slow or to
+lose replies.
 
 It is a program::
 
     python -m tests.lab.proxy --listen 0.0.0.0:2389 --store http://127.0.0.1:2379
+    python -m tests.lab.proxy --listen 0.0.0.0:2389 --store https://192.168.1.10:6443 --authorities ca.crt \
+        --secure 0.0.0.0:6444 --certificate server.pem
 
-and is told how to behave on the same port, where C{/proxy} answers how many replies have had which fate so far::
+(with C{--secure}, it also listens with TLS), and is told how to behave on the same port, where C{/proxy} answers how
+many replies have had which fate so far::
 
     curl -X PUT http://127.0.0.1:2389/proxy/slow
     curl http://127.0.0.1:2389/proxy
@@ -23,12 +27,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import PrivateCertificate
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, FileBodyProducer, HTTPConnectionPool
 from twisted.web.http import Request
@@ -36,6 +42,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
+
+from kiwi.kubernetes.tls import TLS, certificates
 
 PLAIN, SLOW, LOSSY = "plain", "slow", "lossy"
 BEHAVIOURS = (PLAIN, SLOW, LOSSY)
@@ -139,7 +147,7 @@ class _Reply(Protocol):
     _stream: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._stream = b"stream" in self._request.args
+        self._stream = not self._request.args.keys().isdisjoint((b"stream", b"watch"))
 
     def begin(self, response: IResponse) -> None:
         """The store answers."""
@@ -200,24 +208,33 @@ class _Reply(Protocol):
 def main(arguments: Sequence[str]) -> None:
     """Serve until told to stop."""
     from twisted.internet import reactor
-    from twisted.internet.endpoints import TCP4ServerEndpoint
+    from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint
 
     clock: Any = reactor
     parser = argparse.ArgumentParser(prog="tests.lab.proxy", description=__doc__.strip().splitlines()[0])
     parser.add_argument("--listen", required=True, metavar="ADDRESS:PORT")
     parser.add_argument("--store", required=True, metavar="URL")
+    parser.add_argument("--authorities", metavar="FILE", help="the certificates of those who vouch for the store")
+    parser.add_argument("--secure", metavar="ADDRESS:PORT", help="where to listen with TLS")
+    parser.add_argument("--certificate", metavar="FILE", help="what to show there: certificate and key, in PEM")
     parser.add_argument("--seed", type=int, default=1, help="decides which replies are lost")
     options = parser.parse_args(arguments)
-    host, _, port = options.listen.rpartition(":")
+    trusted = certificates([Path(options.authorities).read_bytes()]) if options.authorities else None
     pool = HTTPConnectionPool(clock)
     pool.maxPersistentPerHost = CONNECTIONS
-    proxy = Proxy(clock, Agent(clock, pool=pool), options.store, random.Random(options.seed))
+    agent = Agent(clock, TLS(lambda: trusted), pool=pool)
+    site = Site(Proxy(clock, agent, options.store, random.Random(options.seed)), timeout=None)
 
     def failed(failure: Failure) -> None:
         print(failure.getErrorMessage(), file=sys.stderr, flush=True)
         clock.stop()
 
-    TCP4ServerEndpoint(clock, int(port), interface=host).listen(Site(proxy, timeout=None)).addErrback(failed)
+    host, _, port = options.listen.rpartition(":")
+    TCP4ServerEndpoint(clock, int(port), interface=host).listen(site).addErrback(failed)
+    if options.secure:
+        host, _, port = options.secure.rpartition(":")
+        shown = PrivateCertificate.loadPEM(Path(options.certificate).read_bytes()).options()
+        SSL4ServerEndpoint(clock, int(port), shown, interface=host).listen(site).addErrback(failed)
     clock.run()
 
 

@@ -90,14 +90,15 @@ def from_environment(path: Path) -> WayIn:
     return WayIn(environment={"KUBECONFIG": str(path)})
 
 
-def write_kubeconfig(path: Path, authorities: Path, user: Mapping[str, str]) -> Path:
+def write_kubeconfig(path: Path, authorities: Path, user: Mapping[str, str], port: int = SECURE_API_PORT) -> Path:
     """
     A kubeconfig for the lab's cluster.
 
     @param authorities: the file with the certificates of those who vouch for the server.
     @param user: the credentials, as a kubeconfig has them.
+    @param port: of the server.
     """
-    cluster = {"server": f"https://{CLUSTER}:{SECURE_API_PORT}", "certificate-authority": str(authorities)}
+    cluster = {"server": f"https://{CLUSTER}:{port}", "certificate-authority": str(authorities)}
     config = {
         "apiVersion": "v1",
         "kind": "Config",
