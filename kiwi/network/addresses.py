@@ -87,6 +87,13 @@ The protocol number of our addresses: who configured them, as C{linux/if_addr.h}
 may take any number above C{IFAPROT_KERNEL_LL} (3); this is the letter K. Kernels know it from 5.18 on.
 """
 
+PROXY_INTERFACES = ("kube-ipvs0", "kube-dummy-if")
+"""
+Where proxies in IPVS mode keep the addresses of all Services on every node, so that the kernel takes their traffic in:
+C{defaultDummyDevice} in kube-proxy's C{pkg/proxy/ipvs/proxier.go}, and C{KubeDummyIf} in kube-router's
+C{pkg/controllers/proxy}. That an address is there does not say that this host carries it.
+"""
+
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _ARPHRD_ETHER = 1
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
@@ -470,7 +477,8 @@ class NetlinkAddresses:
     The addresses of an interface in the network namespace of the calling thread.
 
     Ours are those on this interface with our label, and with our protocol number too where the kernel keeps it. An
-    address that bears the tag on another interface is somebody else's. See Note [Whose address is it].
+    address that bears the tag on another interface is somebody else's. See Note [Whose address is it]. Those on
+    L{PROXY_INTERFACES} are as none.
 
     The interface may come and go, and come back with another index.
 
@@ -552,6 +560,7 @@ class NetlinkAddresses:
     def _present(self, kernel: _Kernel) -> _Present:
         link = kernel.link(self.interface)
         configured = kernel.addresses()
+        proxies = {proxy.index for name in PROXY_INTERFACES if (proxy := kernel.link(name)) is not None}
         tagged = knows_protocol(self.release) or any(address.protocol for address in configured)
         tag = (None if link is None else link.index, 32, self._label)
         ours: dict[bytes, int | None] = {}
@@ -561,7 +570,7 @@ class NetlinkAddresses:
             forgotten = protocol == 0 and local in self._written
             if (index, prefix, label) == tag and (protocol == PROTOCOL or not tagged or forgotten):
                 ours[local] = lifetime
-            else:
+            elif index not in proxies:
                 others.append(address)
         self._written.intersection_update(ours)
         return _Present(link, ours, others)

@@ -58,8 +58,8 @@ class NamespacedHost:
         with IPRoute() as route:
             route.addr(command, index=self.index(interface), address=local, prefixlen=int(prefix), **attributes)
 
-    def addresses(self) -> dict[str, dict[str, Any]]:
-        """The attributes of each IPv4 address of the interface, as pyroute2 reads them."""
+    def addresses(self, interface: str | None = None) -> dict[str, dict[str, Any]]:
+        """The attributes of each IPv4 address of an interface (the host's own if none is named), read by pyroute2."""
         with IPRoute() as route:
             return {
                 f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}": {
@@ -69,7 +69,7 @@ class NamespacedHost:
                     "valid": message.get_attr("IFA_CACHEINFO")["ifa_valid"],
                     "preferred": message.get_attr("IFA_CACHEINFO")["ifa_preferred"],
                 }
-                for message in route.get_addr(family=socket.AF_INET, index=self.index())
+                for message in route.get_addr(family=socket.AF_INET, index=self.index(interface))
             }
 
     @contextmanager

@@ -28,6 +28,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kiwi.model import Assignment, Host, Link
 from kiwi.network.addresses import (
     PROTOCOL,
+    PROXY_INTERFACES,
     AddressWriter,
     Configured,
     DefaultRoute,
@@ -270,6 +271,24 @@ class OurAddressesTests(SynchronousTestCase):
         self.assertEqual((host.assigned, host.own), ({}, {IPv4Interface(FIRST), LOOPBACK}))
         self.addresses.unassign({FIRST})
         self.assertEqual(self.addresses.read(), host)
+
+    def test_proxies(self) -> None:
+        """What a proxy keeps on an interface of its own is free to be carried here, and is left to the proxy."""
+        for proxy in PROXY_INTERFACES:
+            with IPRoute() as route:
+                route.link("add", ifname=proxy, kind="bridge")
+            self.host.address("add", f"{FIRST}/32", proxy)
+            self.host.address("add", f"{SECOND}/32", proxy)
+        theirs = {proxy: self.host.addresses(proxy) for proxy in PROXY_INTERFACES}
+        self.assertEqual(self.addresses.read().own, {LOOPBACK})
+        for seconds in (50, 100):
+            self.assertEqual(self.addresses.assign({Assignment(FIRST, seconds)}), Assigned({FIRST: seconds}))
+        self.assertEqual(self.host.addresses().keys(), {f"{FIRST}/32"})
+        host = self.addresses.read()
+        self.assertEqual((host.assigned.keys(), host.own), ({FIRST}, {LOOPBACK}))
+        self.assertEqual(self.addresses.unassign({FIRST, SECOND}), Unassigned(frozenset({FIRST, SECOND})))
+        self.assertEqual(self.host.addresses(), {})
+        self.assertEqual({proxy: self.host.addresses(proxy) for proxy in PROXY_INTERFACES}, theirs)
 
     def test_old_kernel(self) -> None:
         """Where the kernel keeps no protocol, the label is the whole tag."""
