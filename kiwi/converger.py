@@ -20,8 +20,8 @@ from .backoff import BackoffPolicy
 from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
 from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Cluster, Hold, Host, Mark
-from .network.interface import Assigned, NetworkError, Unassigned
-from .planning import LONGEST_SETTLING, Announced, Plan, Recorded, Situation, Terms, Written, plan
+from .network.interface import Assigned, NetworkError, Probed, Unassigned
+from .planning import FRESH, LONGEST_SETTLING, QUIET_LASTS, Announced, Plan, Recorded, Situation, Terms, Written, plan
 from .selection import Network, Refusal, Selection, select
 from .steps import (
     ADDRESSES,
@@ -73,20 +73,20 @@ Seconds more than a TTL, as slow clocks count it, for which the record of anothe
 to be of one alive.
 """
 
-TIME_TO_BE_REFUSED = 1.0
-"""Seconds within which an agent that claims an address hears that a stranger has it, and gives the claim back."""
+TIME_TO_BE_REFUSED, TIME_TO_GIVE_WAY = 1.0, FRESH + 2.0
+"""
+Seconds within which an agent that claims an address hears that a stranger has it, and gives the claim back; and within
+which it does so because a stranger took it at the same time.
+"""
 
 DEFENCE_INTERVAL = 10.0
 """Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
 
-CONTEST = 5.0
-"""
-Seconds from when an address was assigned in which it is given up to another machine that says twice that it has it.
-See Note [Two at once].
-"""
+TIME_TO_YIELD = 0.5
+"""Seconds in which a machine that has taken a fresh address of ours hears our answer and gives it up, if it does."""
 
-ECHO = 0.1
-"""Seconds after which what is heard is no more of what was on its way when it was heard first."""
+SILENCE, LONGEST_SILENCE = 4, 32
+"""Rounds of questions that an agent leaves out, at the most, when others asked as well: at first, and at last."""
 
 TIME_TO_TAKE_OVER = 2.0
 """Seconds for which an agent that has given up a claim counts as one that cannot carry what is free."""
@@ -98,20 +98,20 @@ HEARSAY = 1.0
 """Seconds for which an answer about one address counts more than what the watch tells, unless the watch has news."""
 
 
-# Note [Two at once]
-# Agents that have different stores, by mistake, know nothing of each other. Whoever has an address answers when another
-# one asks for it; but if both ask at the same moment, or one takes over what the other one has just found free, both
-# have it. Then each hears the other one announce it. What is new here is defended once and then given up (RFC 5227,
-# 2.4 (b)), for a random time, so that one of them is the first to ask again and the other one finds it. What has been
-# carried for long is defended for ever (2.4 (c)).
-
-
 @frozen
 class _Heard:
     """What the store answered about one address: who has the claim, C{None} for nobody, and when it said so."""
 
     holder: str | None
     at: float
+
+
+@frozen
+class _Contest:
+    """How many rounds of questions for an address, in a row, were not quiet, and when the next one may be."""
+
+    rounds: int
+    next: float
 
 
 @frozen
@@ -168,9 +168,11 @@ class Converger(TwistedService):
     _dropped: dict[IPv4Address, float] = field(factory=dict, init=False)
     _carried: dict[IPv4Address, tuple[str, float]] = field(factory=dict, init=False)
     _clear: set[IPv4Address] = field(factory=set, init=False)
+    _quiet: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _contests: dict[IPv4Address, _Contest] = field(factory=dict, init=False)
+    _fresh: dict[IPv4Address, float] = field(factory=dict, init=False)
     _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
     _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
-    _assigned_at: dict[IPv4Address, float] = field(factory=dict, init=False)
     _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
@@ -248,15 +250,17 @@ class Converger(TwistedService):
         self._wake()
 
     def _note_who_carries(self, claims: Claims, now: float) -> None:
-        """What another agent has carried is no stranger's: a takeover asks nobody."""
+        """What another agent has carried is no stranger's: a takeover asks nobody. See Note [Two who ask]."""
+        stays = {agent for agent in _takes_part(claims) if not claims.agents[agent].leaving}
         for address, (holder, since) in list(self._carried.items()):
             if claims.holders.get(address) != holder:
                 del self._carried[address]
-                if now - since >= TIME_TO_BE_REFUSED:
+                if now - since >= (TIME_TO_GIVE_WAY if holder in stays else TIME_TO_BE_REFUSED):
                     self._clear.add(address)
         for address, holder in claims.holders.items():
             if holder != self.terms.id:
                 self._carried.setdefault(address, (holder, now))
+                self._quiet.pop(address, None)
 
     def _note_loss(self, claims: Claims, now: float) -> None:
         """
@@ -299,6 +303,8 @@ class Converger(TwistedService):
         When a store that was away comes back, the records of all agents have ended, and each one that is alive would
         think itself alone. Those that were known when this agent's own record was still there are as alive as it is.
         """
+        self._clear.clear()
+        self._carried.clear()
         known = {agent: record for agent, (record, _) in self._known_until.items()}
         known |= self._claims.agents if self._claims else {}
         known.pop(self.terms.id, None)
@@ -322,35 +328,34 @@ class Converger(TwistedService):
         self._wake()
 
     def neighbour_heard(self, address: IPv4Address, mac: bytes) -> None:
-        """A machine on the link says that it has an address."""
+        """A machine on the link says that it has an address. See Note [Two who ask] in L{kiwi.planning}."""
         now = self.clock.seconds()
-        if self._host is None or address not in self._host.assigned:
+        self._quiet.pop(address, None)
+        if self._host is None or address not in self._host.assigned or address in self._foreign:
             return
-        defended = self._defended.get(address, -inf)
-        if now - defended < DEFENCE_INTERVAL:
-            if now - defended >= ECHO and now - self._assigned_at.get(address, -inf) < CONTEST:
-                self._yield(address, mac)
-            return
-        self._defended[address] = now
-        self._announced.pop(address, None)
-        self.log.error(
-            "{address}: another machine, with the MAC address {mac}, says that it has this address too; "
-            "announcing anew",
-            address=address,
-            mac=mac.hex(":"),
-        )
-        self._wake()
+        own = self._host.link.mac if self._host.link else b""
+        fresh, defended = now < self._fresh.get(address, -inf), self._defended.get(address, -inf)
+        if fresh and (own < mac or TIME_TO_YIELD <= now - defended < DEFENCE_INTERVAL):
+            self._give_way(address, mac)
+        elif now - defended >= DEFENCE_INTERVAL:
+            self._defended[address] = now
+            if fresh:
+                self._fresh[address] = now + FRESH
+            self._announced.pop(address, None)
+            self.log.error(
+                "{address}: another machine, with the MAC address {mac}, says that it has this address too; "
+                "announcing anew",
+                address=address,
+                mac=mac.hex(":"),
+            )
+            self._wake()
 
-    def _yield(self, address: IPv4Address, mac: bytes) -> None:
-        """Leave an address to another machine. See Note [Two at once]."""
-        if address in self._foreign:
-            return
-        seconds = self.backoff.uniform(1, 2) * self.terms.ttl
-        self._clear.discard(address)
+    def _give_way(self, address: IPv4Address, mac: bytes) -> None:
+        seconds = self.terms.ttl * self.backoff.uniform(0.8, 1.2)
         self._foreign[address] = _Foreign(mac, self.clock.seconds() + seconds)
         self.log.error(
-            "{address}: giving it up to another machine, with the MAC address {mac}, which goes on saying that it has "
-            "it: is that an agent with another claim store? Asking again in {seconds:.1f} s",
+            "{address}: giving it up to another machine, with the MAC address {mac}, which came to have it at the same "
+            "moment: is that an agent with another claim store? Asking again in {seconds:.1f} s",
             address=address,
             mac=mac.hex(":"),
             seconds=seconds,
@@ -444,7 +449,11 @@ class Converger(TwistedService):
             holders = self._claims.holders
             free = {a for a in self._may_try_for() if not (a in self._holds or heard.get(a, holders.get(a)))}
             self._free_since = {a: self._free_since.get(a, now) for a in free}
+            self._note_what_stays(now)
             self._clear &= wanted.keys()
+            self._quiet = {a: until for a, until in self._quiet.items() if now < until and a in wanted}
+            mine = (None, self.terms.id)
+            self._contests = {a: c for a, c in self._contests.items() if a in wanted and self._holder(a) in mine}
             self._dropped = {a: until for a, until in self._dropped.items() if now < until}
             self._foreign = {
                 a: foreign
@@ -472,7 +481,8 @@ class Converger(TwistedService):
             marks=self._marks,
             marks_stale=self._marks_stale,
             announced=self._announced,
-            new=wanted.keys() - self._clear - self._foreign.keys() if wanted else frozenset(),
+            new=wanted.keys() - self._clear - self._quiet.keys() - self._foreign.keys() if wanted else frozenset(),
+            contested={a: contest.next for a, contest in self._contests.items()},
             foreign=self._foreign.keys(),
             wary_until=self._wary_until,
             own=self._own,
@@ -494,6 +504,13 @@ class Converger(TwistedService):
             registered=self._registered,
             recorded=self._recorded,
         )
+
+    def _note_what_stays(self, now: float) -> None:
+        """What is fresh no more is this agent's."""
+        assigned = self._host.assigned if self._host else {}
+        over = {a for a, until in self._fresh.items() if until <= now or a not in assigned}
+        self._clear |= over & assigned.keys() & self._holds.keys()
+        self._fresh = {a: until for a, until in self._fresh.items() if a not in over}
 
     def _select(self) -> Mapping[IPv4Address, frozenset[Mark]] | None:
         """The addresses that the Services may have; made anew only when what it rests on has changed."""
@@ -808,7 +825,8 @@ class Converger(TwistedService):
             self._succeeded(AssignmentOf(address))
             if address not in before:
                 self._announced.pop(address, None)
-                self._assigned_at[address] = self.clock.seconds()
+                if address not in self._clear:
+                    self._fresh[address] = self.clock.seconds() + FRESH
                 self.log.info("{address}: assigned", address=address)
         for address, reason in result.failed.items():
             self._failed(AssignmentOf(address), reason)
@@ -822,7 +840,6 @@ class Converger(TwistedService):
         for address in sorted(result.gone):
             self._adoptable.discard(address)
             self._announced.pop(address, None)
-            self._assigned_at.pop(address, None)
             self._extended.pop(address, None)
             self._rests.pop(AssignmentOf(address), None)
             self.log.info("{address}: unassigned", address=address)
@@ -848,21 +865,39 @@ class Converger(TwistedService):
             self.log.info("{address}: announced", address=assignment.address)
 
     @_note.register
-    def _note_probe(self, step: Probe, owners: Mapping[IPv4Address, bytes]) -> None:
+    def _note_probe(self, step: Probe, result: Probed) -> None:
+        """See Note [Two who ask] in L{kiwi.planning}."""
         self._succeeded(PROBES)
-        self._clear |= step.addresses - owners.keys()
-        for address, mac in owners.items():
-            if self._holder(address) not in (None, self.terms.id):
-                # It may be the agent that was faster who answers.
-                continue
-            self._foreign[address] = _Foreign(mac, self.clock.seconds() + self.terms.ttl)
-            self.log.error(
-                "{address}: refused, for another machine, with the MAC address {mac}, has it already; asking again in "
-                "{seconds:g} s",
-                address=address,
-                mac=mac.hex(":"),
-                seconds=self.terms.ttl,
-            )
+        now = self.clock.seconds()
+        # What another agent has claimed by now, that one may have answered for.
+        for address in sorted(a for a in step.addresses if self._holder(a) in (None, self.terms.id)):
+            contest = self._contests.pop(address, None)
+            if address in result.owners:
+                self._foreign[address] = _Foreign(result.owners[address], now + self.terms.ttl)
+                self.log.error(
+                    "{address}: refused, for another machine, with the MAC address {mac}, has it already: is that an "
+                    "agent with another claim store? Asking again in {seconds:g} s",
+                    address=address,
+                    mac=result.owners[address].hex(":"),
+                    seconds=self.terms.ttl,
+                )
+            elif address in result.contested:
+                self._note_contest(address, result.contested[address], contest.rounds + 1 if contest else 1)
+            else:
+                self._quiet[address] = now + QUIET_LASTS
+
+    def _note_contest(self, address: IPv4Address, mac: bytes, rounds: int) -> None:
+        """Another machine has asked for an address, too."""
+        shortest, longest = SILENCE * self.terms.probe_wait, LONGEST_SILENCE * self.terms.probe_wait
+        wait = BackoffPolicy(shortest, longest, self.backoff.uniform).wait(rounds)
+        self._contests[address] = _Contest(rounds, self.clock.seconds() + wait)
+        tell = self.log.info if rounds == 1 else self.log.debug
+        tell(
+            "{address}: another machine, with the MAC address {mac}, asks for it as well; asking again in {wait:.2f} s",
+            address=address,
+            mac=mac.hex(":"),
+            wait=wait,
+        )
 
     @_note.register
     def _note_marks(self, step: LookAtMarks, marks: frozenset[Mark] | None) -> None:

@@ -62,6 +62,39 @@ An agent that leaves does so, and its record goes with it. One whose host is unf
 record says that it is on standby, for as long as that lasts. What it finds of an earlier life it adopts only to hand it
 over. When the host is fit again it takes part like an agent that has just started, and what others carry stays there.
 
+Note [Two who ask]
+~~~~~~~~~~~~~~~~~~
+Agents with different claim stores do not see each other's claims. What keeps them from carrying one address is that
+each asks the neighbours for it before it assigns it, and hears who else asks (L{Probe}; RFC 5227, section 2.1.1). An
+address is assigned only after a I{quiet} round of questions: nobody answers, and nobody else asks. A round takes
+C{w = probe_wait}, and asks at its begin, after C{w/3} and after C{2w/3}; all is heard that is said from before its
+first question on.
+
+ - Of two rounds that overlap, the one that begins first hears the other's first question and is not quiet. The later
+   one is quiet only if it begins in the last third of the other. (If they begin together, both hear a question.) So
+   there is one who may go on, at the most.
+ - Whose round was not quiet asks again, but is silent first, for a time that is drawn at random from C{2w} to C{4w},
+   and twice as long each time. Were it to go on asking, two could keep each other from a quiet round for ever; after
+   the first silence they do so in half of all cases, and then in fewer. And the one who goes on has the time to assign
+   the address. Then the other's next round has an answer: it refuses the address, and gives its claim back.
+ - Of two rounds that do not overlap, the first one is quiet, and the second one ends more than C{w} after it. It hears
+   an answer or an announcement if the first agent has assigned the address by then. Mostly that takes some
+   milliseconds, for its claim is held and its traffic marked already.
+
+What is left is an agent that is slow to assign after a quiet round, because its store or its firewall is. For
+L{QUIET_LASTS} the round counts, unless somebody is heard to have the address; and within that time, all of the other's
+round may be quiet, too. Then both assign and announce, and each hears the other. What an agent has assigned after
+asking is I{fresh} for L{FRESH} seconds. Of two that hear each other, the one with the lower MAC address gives up what
+is fresh, at once; the other one announces it anew. If that one still hears the first half a second later, then to the
+first it is not fresh, or it is no agent, and the other one gives it up, too (RFC 5227, section 2.4 b). What is not
+fresh is defended, for it was carried when the other came.
+
+Within one fleet, only the agent that comes first for an address asks for it while it tries for the claim; the others
+ask when they have it. Where two ask nevertheless, who gets the claim asks again after its silence, and the other one
+stops when it hears of it. In a takeover nobody is asked: that would take time. But an agent that stays and gives back a
+claim soon after it got it may have refused the address, or given it up; and when the store was out of reach for longer
+than a TTL, nobody knows who has had the address since. In both cases it is asked for.
+
 Note [Eligible]
 ~~~~~~~~~~~~~~~
 Some addresses may be only on some Nodes (L{kiwi.selection}), and agents say in their records which Node each one is on.
@@ -146,6 +179,8 @@ TRIES_IN_TROUBLE = 4
 TRIES_TO_PROVISION = 3
 """Failures in a row after which an agent that cannot put up what it has claimed lets others try."""
 
+QUIET_LASTS, FRESH = 0.5, 3.0
+"""See Note [Two who ask]. Seconds."""
 
 LOOK_INTERVAL = 0.05
 """Seconds from one look at the host to the next, where it is only said to have changed: mostly by this agent itself."""
@@ -256,6 +291,7 @@ class Situation:
     @ivar marks_stale: the firewall may have changed since, or was never looked at.
     @ivar announced: the last announcement of each address since it was assigned.
     @ivar new: wanted addresses of which nothing tells yet that no machine but the agents has them.
+    @ivar contested: of these, until when each one is not asked for that another machine has asked for, too.
     @ivar foreign: wanted addresses that a machine has which is no agent.
     @ivar wary_until: until when others may still carry addresses whose claims the store has lost.
     @ivar own: addresses that this agent held when the store lost its claims.
@@ -300,6 +336,7 @@ class Situation:
     marks_stale: bool = False
     announced: Mapping[IPv4Address, Announced] = field(factory=dict)
     new: AbstractSet[IPv4Address] = frozenset()
+    contested: Mapping[IPv4Address, float] = field(factory=dict)
     foreign: AbstractSet[IPv4Address] = frozenset()
     wary_until: float = -inf
     own: AbstractSet[IPv4Address] = frozenset()
@@ -466,9 +503,16 @@ class _Planner:
         """Whether an address that is held cannot be put up here, or is another machine's."""
         if address in self.assigned or address in self.see.foreign:
             return address in self.see.foreign
-        failures = self.see.failures
-        most = max(failures.get(subject, 0) for subject in (AssignmentOf(address), FIREWALL, PROBES))
-        return most >= TRIES_TO_PROVISION
+        return self.see.failures.get(AssignmentOf(address), 0) >= TRIES_TO_PROVISION or self._cannot_provision()
+
+    def _cannot_provision(self) -> bool:
+        """
+        Whether nothing can be put up here. The firewall is tried again all the time, but the neighbours are asked again
+        only when there is something to ask.
+        """
+        failures, rests = self.see.failures, self.see.rests
+        cannot_ask = failures.get(PROBES, 0) >= TRIES_TO_PROVISION and self._is_ahead(rests.get(PROBES, -inf))
+        return cannot_ask or failures.get(FIREWALL, 0) >= TRIES_TO_PROVISION
 
     def _may_adopt(self, address: IPv4Address) -> bool:
         """
@@ -548,9 +592,16 @@ class _Planner:
         return address in self.see.new and address not in self.assigned and self.terms.probe_wait > 0
 
     def _probes(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
-        """The answer is needed before an address is assigned, and may be waited for while it is claimed."""
-        asked = frozenset(a for a in self.kept | trying if self._is_new(a))
-        if asked and not self.going and self._is_available(PROBES):
+        """
+        The answer is needed before an address is assigned, and may be waited for while it is claimed, by the agent that
+        mostly gets the claim: others of its fleet would disturb it. See Note [Two who ask].
+        """
+        contested = self.see.contested
+        hopeful = {a for a in trying if not rank(a, self.terms.id, self._candidates(a))}
+        asked = frozenset(
+            a for a in self.kept | hopeful if self._is_new(a) and not self._is_ahead(contested.get(a, -inf))
+        )
+        if asked and self.ready and not self.going and self._is_available(PROBES):
             yield Probe(asked, self.terms.probe_wait)
 
     def _is_marked(self, address: IPv4Address) -> bool:
@@ -689,7 +740,7 @@ class _Planner:
         settled = min(max(began, see.newest_agent) + SETTLING, began + LONGEST_SETTLING)
         if self._is_ahead(settled):
             return
-        if max(see.failures.get(FIREWALL, 0), see.failures.get(PROBES, 0)) >= TRIES_TO_PROVISION:
+        if self._cannot_provision():
             return
         fair = self._fair_share(see.wanted.keys())
         carried = len(self.live) + self._asked_about_what_is_not_held()

@@ -126,6 +126,23 @@ class WayInTests(SynchronousTestCase):
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), TERMS).steps, (probe,))
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), evolve(TERMS, probe_wait=0)), plan(MARKED, TERMS))
 
+    def test_second(self) -> None:
+        """Who does not come first for an address asks for it when it has the claim, so as not to disturb who does."""
+        first, second = sorted(("me", "another"), key=lambda agent: rank(ADDRESS, agent, ("me", "another")))
+        agents = {agent: evolve(ME, id=agent) for agent in (first, second)}
+        trying = evolve(QUIET, new={ADDRESS}, claims=Claims({}, agents), busy={ClaimTo(ADDRESS)}, marks=MARKED.marks)
+        holding = evolve(MARKED, new={ADDRESS}, claims=Claims({ADDRESS: second}, agents))
+        probe = Probe(frozenset({ADDRESS}), TERMS.probe_wait)
+        self.assertEqual(plan(trying, evolve(TERMS, record=agents[first])).steps, (probe,))
+        self.assertEqual(plan(trying, evolve(TERMS, record=agents[second])).steps, ())
+        self.assertEqual(plan(holding, evolve(TERMS, record=agents[second])).steps, (probe,))
+
+    def test_contested(self) -> None:
+        """Nobody is asked for a while for what others ask for as well, and it is not assigned."""
+        contested = evolve(MARKED, new={ADDRESS}, contested={ADDRESS: NOW + 1})
+        self.assertEqual(plan(contested, TERMS), Plan((), NOW + 1))
+        self.assertEqual(plan(evolve(contested, now=NOW + 1), TERMS).steps, (Probe(frozenset({ADDRESS}), 0.03),))
+
     def test_lost(self) -> None:
         """When the store has lost its claims, only what was held is tried for while others may still carry the rest."""
         wary = evolve(QUIET, wary_until=NOW + 5)
@@ -166,6 +183,18 @@ class WayInTests(SynchronousTestCase):
     def test_broken_firewall(self) -> None:
         """An agent that cannot mark traffic tries for nothing."""
         self.assertEqual(plan(evolve(QUIET, failures={FIREWALL: TRIES_TO_PROVISION}), TERMS), Plan())
+
+    def test_nobody_to_ask(self) -> None:
+        """One that cannot ask the neighbours tries for nothing for a while, and then it does."""
+        resting = evolve(QUIET, new={ADDRESS}, failures={PROBES: TRIES_TO_PROVISION}, rests={PROBES: NOW + 1})
+        self.assertEqual(plan(resting, TERMS), Plan((), NOW + 1))
+        later = evolve(resting, now=NOW + 1)
+        probe = Probe(frozenset({ADDRESS}), TERMS.probe_wait)
+        self.assertEqual(plan(later, TERMS).steps, (MarkTraffic(frozenset({WEB})), probe, Acquire(ADDRESS)))
+        asking = evolve(later, holds={ADDRESS: HOLD}, claims=HELD.claims, marks=MARKED.marks, busy={PROBES})
+        self.assertEqual(plan(asking, TERMS).steps, ())
+        unplugged = evolve(later, host=Host(evolve(LINK, ready=False)), busy={ClaimTo(ADDRESS)})
+        self.assertNotIn(probe, plan(unplugged, TERMS).steps)
 
     def test_store_in_trouble(self) -> None:
         """While the store does not answer, only a few claims at a time are asked about."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, ip_network
+from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.application.service import IService
 from twisted.application.service import Service as TwistedService
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from zope.interface import implementer
 
 from kiwi.agent import Agent
-from kiwi.backoff import BackoffPolicy
+from kiwi.backoff import BackoffPolicy, Uniform
 from kiwi.claims.interface import IClaimStore
 from kiwi.claims.memory import MemoryClaims
-from kiwi.model import AgentRecord, Cluster, Endpoints, Mark, Protocol, Service, ServiceName, ServicePort
+from kiwi.model import AgentRecord, Assignment, Cluster, Endpoints, Mark, Protocol, Service, ServiceName, ServicePort
 from kiwi.network.intents import Network
+from kiwi.network.interface import Probed
 from kiwi.network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from kiwi.network.threads import immediately
 from kiwi.planning import Terms
@@ -47,17 +51,87 @@ class _Told(TwistedService):
 
 
 @define(eq=False)
+class _Question:
+    """What a host asks its neighbours for now, and what it has heard about that since."""
+
+    addresses: AbstractSet[IPv4Address]
+    owners: dict[IPv4Address, bytes] = field(factory=dict)
+    askers: dict[IPv4Address, bytes] = field(factory=dict)
+
+    def probed(self) -> Probed:
+        return Probed(self.owners, {a: mac for a, mac in self.askers.items() if a not in self.owners})
+
+
+@define(eq=False)
+class Lan:
+    """
+    A link on which hosts hear each other. A question takes the time that is given for it, as one on a real link does.
+
+    @ivar delay: seconds until an agent hears an announcement.
+    """
+
+    clock: Clock
+    delay: float = 0.02
+    hosts: list[SimulatedHost] = field(factory=list, init=False)
+    _asking: dict[SimulatedHost, _Question] = field(factory=dict, init=False)
+
+    def ask(
+        self, host: SimulatedHost, probe: object, addresses: AbstractSet[IPv4Address], wait: float
+    ) -> Deferred[Probed]:
+        """In place of a thread that probes."""
+        question = self._asking[host] = _Question(addresses)
+        for number in range(3):
+            self.clock.callLater(wait * number / 3, self._probe, host, question)
+        return deferLater(self.clock, wait, self._end, host)
+
+    def _probe(self, host: SimulatedHost, question: _Question) -> None:
+        for other in self._others(host):
+            question.owners.update(dict.fromkeys(question.addresses & other.carried, other.mac))
+            if theirs := self._asking.get(other):
+                theirs.askers.update(dict.fromkeys(theirs.addresses & question.addresses, host.mac))
+
+    def _end(self, host: SimulatedHost) -> Probed:
+        return self._asking.pop(host).probed()
+
+    def announce(self, host: SimulatedHost, assignments: AbstractSet[Assignment]) -> None:
+        """All others hear that a host has these addresses."""
+        addresses = {assignment.address for assignment in assignments}
+        for other in self._others(host):
+            if theirs := self._asking.get(other):
+                theirs.owners.update(dict.fromkeys(theirs.addresses & addresses, host.mac))
+            for address in addresses:
+                self.clock.callLater(self.delay, other.heard, address, host.mac)
+
+    def _others(self, host: SimulatedHost) -> list[SimulatedHost]:
+        return [other for other in self.hosts if other is not host]
+
+
+@define(eq=False)
+class _LanAnnouncer(MemoryAnnouncer):
+    """One that is heard."""
+
+    told: Callable[[AbstractSet[Assignment]], None] = field(kw_only=True)
+
+    def announce(self, assignments: AbstractSet[Assignment]) -> None:
+        super().announce(assignments)
+        self.told(assignments)
+
+
+@define(eq=False)
 class SimulatedHost:
     """
     One host, and the agent that runs there at the moment, if one does.
 
     @ivar store: makes the store of an agent by its id.
+    @ivar lan: the link that it is on; by default, one on which it hears only what C{neighbours} says.
     """
 
     name: str
     clock: Clock
     ttl: float
     store: Callable[[str], IClaimStore]
+    lan: Lan | None = None
+    uniform: Uniform = lambda low, high: (low + high) / 2
     addresses: MemoryAddresses = field(init=False)
     firewall: MemoryFirewall = field(factory=MemoryFirewall, init=False)
     announcer: MemoryAnnouncer = field(init=False)
@@ -73,7 +147,18 @@ class SimulatedHost:
         self.addresses = MemoryAddresses(
             "em1", self.clock.seconds, subnets={IPv4Interface(f"192.168.1.{10 + int(self.name[-1])}/24")}
         )
+        assert self.addresses.link is not None
+        self.addresses.link = evolve(self.addresses.link, mac=bytes([2, 0, 0, 0, 0, int(self.name[-1])]))
         self.announcer = MemoryAnnouncer(self.clock.seconds)
+        if self.lan is not None:
+            self.announcer = _LanAnnouncer(self.clock.seconds, told=partial(self.lan.announce, self))
+            self.lan.hosts.append(self)
+
+    @property
+    def mac(self) -> bytes:
+        """The MAC address of the interface, which is there."""
+        assert self.addresses.link is not None
+        return self.addresses.link.mac
 
     @property
     def carried(self) -> set[IPv4Address]:
@@ -83,9 +168,8 @@ class SimulatedHost:
     def start(self, agent_id: str = "") -> None:
         """Run an agent, by default with the name of the host."""
         self.instances += 1
-        network = Network(
-            self.addresses, self.firewall, self.announcer, self.neighbours, immediately, immediately, immediately
-        )
+        ask: Any = immediately if self.lan is None else partial(self.lan.ask, self)
+        network = Network(self.addresses, self.firewall, self.announcer, self.neighbours, immediately, immediately, ask)
 
         def watch_cluster(tell: Callable[[Cluster], None]) -> IService:
             self.watch = _Told(tell)
@@ -105,7 +189,7 @@ class SimulatedHost:
             self.clock,
             self.store(agent_id or self.name),
             network,
-            BackoffPolicy(0.1, 5, lambda low, high: (low + high) / 2),
+            BackoffPolicy(0.1, 5, self.uniform),
             watch_cluster,
             watch_host,
             watch_neighbours,
@@ -152,13 +236,20 @@ class World:
     def __attrs_post_init__(self) -> None:
         self.claims = MemoryClaims(self.clock)
 
-    def host(self, store: Callable[[str], IClaimStore] | None = None, agent_id: str = "") -> SimulatedHost:
-        """One host more, with an agent that runs, by default with the name of the host."""
+    def host(
+        self, store: Callable[[str], IClaimStore] | None = None, agent_id: str = "", **differently: Any
+    ) -> SimulatedHost:
+        """
+        One host more, with an agent that runs, by default with the name of the host.
+
+        @param differently: further arguments of L{SimulatedHost}.
+        """
         made = SimulatedHost(
             f"node-{len(self.hosts) + 1}",
             self.clock,
             self.ttl,
             store or (lambda agent_id: self.claims.store(agent_id, self.ttl)),
+            **differently,
         )
         self.hosts.append(made)
         made.start(agent_id)

@@ -27,7 +27,7 @@ _BROADCAST: Final = b"\xff" * 6
 _NOBODY: Final = bytes(6)
 _NOWHERE: Final = bytes(4)
 _REQUEST, _REPLY = 1, 2
-_TYPES = frozenset(struct.pack("!HHHBBH", _ETHERNET_ARP, 1, 0x0800, 6, 4, kind) for kind in (_REQUEST, _REPLY))
+_QUESTION, _ANSWER = (struct.pack("!HHHBBH", _ETHERNET_ARP, 1, 0x0800, 6, 4, kind) for kind in (_REQUEST, _REPLY))
 """The bytes from the type of the frame to the kind of the message, in a frame that is heeded."""
 
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
@@ -82,35 +82,62 @@ def read_sender(frame: bytes) -> tuple[bytes, bytes] | None:
     @return: C{None} for all that is not a request or a reply between IPv4 addresses on Ethernet, and for a probe, whose
         sender has no address.
     """
-    if len(frame) < _FRAME.size or frame[12:22] not in _TYPES:
+    if len(frame) < _FRAME.size or frame[12:22] not in (_QUESTION, _ANSWER):
         return None
     sender = frame[28:32]
     return None if sender == _NOWHERE else (sender, frame[22:28])
 
 
-def sender_filter(lowest: IPv4Address, highest: IPv4Address) -> bytes:
+def read_probe(frame: bytes) -> tuple[bytes, bytes] | None:
+    """
+    Which address a frame probes for, and who sent it: the four bytes of the IPv4 address, the six of the MAC address.
+
+    @return: C{None} for all that is not a request between IPv4 addresses on Ethernet whose sender has no address (RFC
+        5227, 1.1), and for one that asks for no address either.
+    """
+    if len(frame) < _FRAME.size or frame[12:22] != _QUESTION or frame[28:32] != _NOWHERE:
+        return None
+    target = frame[38:42]
+    return None if target == _NOWHERE else (target, frame[22:28])
+
+
+def sender_filter(lowest: IPv4Address, highest: IPv4Address, probes: bool = False) -> bytes:
     """
     A program for the kernel (C{linux/filter.h}) that passes the frames that L{read_sender} understands and whose sender
     is in a range of addresses.
 
     It does not pass what is meant for another machine: the kernel also counts frames of a VLAN as such for which there
     is no interface here, and what is said there says nothing about this link.
+
+    @param probes: pass the frames that L{read_probe} understands as well, where they ask for an address in the range.
     """
-    within = [
+    least, most = max(1, int(lowest)), int(highest)
+    arp = [
         (_LOAD_WORD, _PACKET_TYPE, 0, _PACKET_MULTICAST),
         (_LOAD_HALF, 12, _ETHERNET_ARP, _ETHERNET_ARP),
         (_LOAD_WORD, 14, 0x00010800, 0x00010800),
         (_LOAD_HALF, 18, 0x0604, 0x0604),
         (_LOAD_HALF, 20, _REQUEST, _REPLY),
         (_LOAD_WORD, 38, 0, 0xFFFFFFFF),  # It has its whole length.
-        (_LOAD_WORD, 28, max(1, int(lowest)), int(highest)),
     ]
-    program = []
-    for number, (load, offset, low, high) in enumerate(within):
-        # The numbers of instructions to leap over, from the second and the third of these to the last one of all.
-        over = 3 * (len(within) - number) - 1
-        program += [(load, 0, 0, offset), (_UNLESS_AT_LEAST, 0, over, low), (_IF_GREATER, over - 1, 0, high)]
-    return _assembled([*program, (_RETURN, 0, 0, _FRAME.size), (_RETURN, 0, 0, 0)])
+    kinds = [[(_LOAD_WORD, 28, least, most)]]
+    if probes:
+        kinds.append([(_LOAD_HALF, 20, _REQUEST, _REQUEST), (_LOAD_WORD, 28, 0, 0), (_LOAD_WORD, 38, least, most)])
+    program = [(_RETURN, 0, 0, 0)]
+    for kind in reversed(kinds):
+        program = [*_within(kind, 1), (_RETURN, 0, 0, _FRAME.size), *program]
+    return _assembled([*_within(arp, len(program) - 1), *program])
+
+
+def _within(ranges: Sequence[tuple[int, int, int, int]], beyond: int) -> Iterator[tuple[int, int, int, int]]:
+    """
+    Instructions that go on to the next one where everything that is loaded is in its range, and leap over so many more
+    where something is not.
+    """
+    for number, (load, offset, low, high) in enumerate(ranges):
+        # The numbers of instructions to leap over, from the second and from the third of these.
+        over = 3 * (len(ranges) - number) - 2 + beyond
+        yield from ((load, 0, 0, offset), (_UNLESS_AT_LEAST, 0, over, low), (_IF_GREATER, over - 1, 0, high))
 
 
 def _assembled(program: Sequence[tuple[int, int, int, int]]) -> bytes:
@@ -181,20 +208,19 @@ class ArpSocket:
         if self._socket is not None:
             attach_filter(self._socket, program)
 
-    def heard(self, most: int = sys.maxsize) -> Iterator[tuple[bytes, bytes]]:
-        """
-        Who sent what was received, as L{read_sender} says, until nothing is left or so many frames were read.
-        """
+    def frames(self, most: int = sys.maxsize) -> Iterator[bytes]:
+        """What was received, until nothing is left or so many frames were read."""
         for _ in range(most):
             if self._socket is None:
                 break
             try:
-                frame = self._socket.recv(_FRAME.size)
+                yield self._socket.recv(_FRAME.size)
             except BlockingIOError:
                 break
-            sender = read_sender(frame)
-            if sender is not None:
-                yield sender
+
+    def heard(self, most: int = sys.maxsize) -> Iterator[tuple[bytes, bytes]]:
+        """Who sent what was received, as L{read_sender} says, until nothing is left or so many frames were read."""
+        return filter(None, map(read_sender, self.frames(most)))
 
     def send(self, frame: bytes, last: bool) -> bool:
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import IPv4Address
 
 from attrs import frozen
@@ -12,7 +11,7 @@ from txeffect import deferred_performer
 
 from kiwi.model import Assignment, Host, Mark
 
-from .interface import Assigned, IAddresses, IAnnouncer, IFirewall, INeighbours, Unassigned
+from .interface import Assigned, IAddresses, IAnnouncer, IFirewall, INeighbours, Probed, Unassigned
 from .threads import InThread
 
 
@@ -45,8 +44,8 @@ class SendAnnouncements:
 @frozen
 class ProbeNeighbours:
     """
-    The intent to ask whether another machine has one of these addresses, within so many seconds. Performed, it gives
-    what L{INeighbours.probe} gives.
+    The intent to ask whether another machine has one of these addresses, within so many seconds. Performed, it gives a
+    L{Probed}.
     """
 
     addresses: frozenset[IPv4Address]
@@ -109,7 +108,7 @@ def network_dispatcher(network: Network) -> TypeDispatcher:
         return network.in_address_thread(network.announcer.announce, intent.assignments)
 
     @deferred_performer
-    def probe(dispatcher: object, intent: ProbeNeighbours) -> Deferred[Mapping[IPv4Address, bytes]]:
+    def probe(dispatcher: object, intent: ProbeNeighbours) -> Deferred[Probed]:
         return network.in_probe_thread(network.neighbours.probe, intent.addresses, intent.wait)
 
     @deferred_performer

@@ -84,19 +84,32 @@ class IAnnouncer(Interface):
         """
 
 
+@frozen
+class Probed:
+    """
+    What came of asking for addresses: six bytes of a MAC address for each one about which there was something to hear.
+
+    @ivar owners: the machine that has the address.
+    @ivar contested: a machine that has asked for it at the same time, where nobody has it.
+    """
+
+    owners: Mapping[IPv4Address, bytes] = field(factory=dict)
+    contested: Mapping[IPv4Address, bytes] = field(factory=dict)
+
+
 class INeighbours(Interface):
     """Asks the neighbours on the link about addresses."""
 
-    def probe(addresses: AbstractSet[IPv4Address], wait: float) -> Mapping[IPv4Address, bytes]:
+    def probe(addresses: AbstractSet[IPv4Address], wait: float) -> Probed:
         """
         Ask whether another machine has one of these addresses (RFC 5227, section 2.1.1), and wait so many seconds for
         answers, or until every address was answered for. Each address is asked for more than once, so that one lost
         frame does not matter. Raises L{NetworkError}.
 
         An answer is any ARP that another MAC address than the interface's own sends with one of these addresses as its
-        sender's, whomever it is meant for. A probe of another machine is none: agents may ask for one address at the
-        same time, and neither has it.
+        sender's, whomever it is meant for. A probe that another MAC address sends for one of these addresses is none,
+        for neither has it; but who probes knows that it is not the only one that would have it (RFC 5227, section
+        2.1.1). All is heard that is sent from before the first question on until the wait is over.
 
-        @return: the MAC address (six bytes) of who has each address that somebody has; nothing where the link layer is
-            not Ethernet.
+        @return: nothing where the link layer is not Ethernet.
         """

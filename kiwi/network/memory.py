@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address, IPv4Interface
 from math import floor, inf
@@ -14,7 +14,7 @@ from zope.interface import implementer
 from kiwi.model import Assignment, Host, Link, Mark
 
 from .firewall import rule_comment
-from .interface import Assigned, IAddresses, IAnnouncer, IFirewall, INeighbours, NetworkError, Unassigned
+from .interface import Assigned, IAddresses, IAnnouncer, IFirewall, INeighbours, NetworkError, Probed, Unassigned
 
 MAC = bytes.fromhex("020000000001")
 """A MAC address that no vendor gives out."""
@@ -181,11 +181,13 @@ class MemoryNeighbours:
     Neighbours that answer at once.
 
     @ivar foreign: the MAC address of another machine for each address that one has.
+    @ivar rivals: the same for each address that one asks for whenever it is asked for here.
     @ivar refusal: why nothing can be asked now, if so.
     @ivar _probed: the latest questions; an agent that touches nothing may run for years.
     """
 
     foreign: dict[IPv4Address, bytes] = field(factory=dict)
+    rivals: dict[IPv4Address, bytes] = field(factory=dict)
     refusal: str | None = None
     _probed: deque[IPv4Address] = field(factory=lambda: deque(maxlen=10_000), init=False)
 
@@ -194,10 +196,12 @@ class MemoryNeighbours:
         """What was asked for, in order; the latest 10,000 of it."""
         return list(self._probed)
 
-    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Mapping[IPv4Address, bytes]:
+    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Probed:
         if not addresses:
-            return {}
+            return Probed()
         if self.refusal is not None:
             raise NetworkError(self.refusal)
         self._probed.extend(sorted(addresses))
-        return {address: mac for address, mac in self.foreign.items() if address in addresses}
+        owners = {address: mac for address, mac in self.foreign.items() if address in addresses}
+        free = addresses - owners.keys()
+        return Probed(owners, {address: mac for address, mac in self.rivals.items() if address in free})

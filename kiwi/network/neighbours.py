@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address
 from math import inf
@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from kiwi.model import ipv4
 
-from .arp import DEAF, ArpSocket, arp_probe, send_in_time, sender_filter
-from .interface import INeighbours, NetworkError
+from .arp import DEAF, ArpSocket, arp_probe, read_probe, read_sender, send_in_time, sender_filter
+from .interface import INeighbours, NetworkError, Probed
 
 # Note [Deaf between probes]
 # A socket that is kept also keeps what came in while nobody read it: old answers, up to megabytes of them, and an old
@@ -46,7 +46,7 @@ class ArpNeighbours:
     sleep: Callable[[float], None] = sleep
     _packets: ArpSocket = field(default=Factory(lambda self: ArpSocket(self.interface), takes_self=True), init=False)
 
-    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Mapping[IPv4Address, bytes]:
+    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Probed:
         """
         Ask for each address at once, and again after one and after two thirds of the wait, as long as nobody answers.
 
@@ -54,22 +54,22 @@ class ArpNeighbours:
         thousand take some milliseconds.
         """
         if not addresses:
-            return {}
+            return Probed()
         try:
             mac = self._packets.bind()
             if not mac:
-                return {}
+                return Probed()
             asked = _Asked(mac, {address.packed: arp_probe(mac, address) for address in sorted(addresses)})
             self._forget()
-            self._packets.hear(sender_filter(min(addresses), max(addresses)))
+            self._packets.hear(sender_filter(min(addresses), max(addresses), probes=True))
             try:
                 self._ask(asked, wait)
             finally:
                 self._packets.hear(DEAF)
-            asked.note(self._packets.heard())
+            asked.note(self._packets.frames())
         except OSError as error:
             raise NetworkError(f"probing for addresses on {self.interface}: {error.strerror or error}") from error
-        return asked.answers
+        return asked.probed()
 
     def close(self) -> None:
         """Give the socket back. The next probe opens one."""
@@ -77,7 +77,7 @@ class ArpNeighbours:
 
     def _forget(self) -> None:
         """Throw away what was received before. See Note [Deaf between probes]."""
-        for _ in self._packets.heard():
+        for _ in self._packets.frames():
             pass
 
     def _ask(self, asked: _Asked, wait: float) -> None:
@@ -99,7 +99,7 @@ class ArpNeighbours:
         receiver.register(self._packets.fileno(), select.POLLIN)
         while asked.probes and (left := until - self.monotonic()) > 0:
             receiver.poll(left * 1000)
-            asked.note(self._packets.heard(_FRAMES))
+            asked.note(self._packets.frames(_FRAMES))
 
 
 @define
@@ -110,14 +110,30 @@ class _Asked:
     @ivar own: the MAC address of the interface itself.
     @ivar probes: the frame to ask with, for each address that nobody answered for.
     @ivar answers: the MAC address of who has each of the others.
+    @ivar askers: the MAC address of who else has asked for an address.
     """
 
     own: bytes
     probes: dict[bytes, bytes]
-    answers: dict[IPv4Address, bytes] = field(factory=dict)
+    answers: dict[bytes, bytes] = field(factory=dict)
+    askers: dict[bytes, bytes] = field(factory=dict)
 
-    def note(self, heard: Iterable[tuple[bytes, bytes]]) -> None:
-        """Note the answers in what was heard."""
-        for sender, mac in heard:
-            if mac != self.own and self.probes.pop(sender, None) is not None:
-                self.answers[ipv4(sender)] = mac
+    def note(self, frames: Iterable[bytes]) -> None:
+        """Note what these frames say about what is asked for."""
+        for frame in frames:
+            sender = read_sender(frame)
+            about, mac = sender or read_probe(frame) or (b"", self.own)
+            if mac == self.own or about not in self.probes:
+                continue
+            if sender is None:
+                self.askers[about] = mac
+            else:
+                del self.probes[about]
+                self.answers[about] = mac
+
+    def probed(self) -> Probed:
+        """What is known now."""
+        return Probed(
+            {ipv4(address): mac for address, mac in self.answers.items()},
+            {ipv4(address): mac for address, mac in self.askers.items() if address in self.probes},
+        )

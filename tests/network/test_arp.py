@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis.strategies import SearchStrategy, binary, builds, integers, just, one_of, sampled_from
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.network.arp import DEAF, arp_announcement, arp_probe, attach_filter, read_sender, sender_filter
+from kiwi.network.arp import DEAF, arp_announcement, arp_probe, attach_filter, read_probe, read_sender, sender_filter
 
 FIRST = IPv4Address("192.168.1.41")
 LAST = FIRST + 9
@@ -35,7 +35,9 @@ def frames() -> SearchStrategy[bytes]:
     sizes = [0xFFFF, 0xFFFF, 0xFFFF, 0xFF, 0xFF, 0xFFFF]
     heads = builds(lambda *numbers: numbers, *map(nearly, VALID, sizes))
     senders = one_of(nearly(int(FIRST), 0xFFFFFFFF), integers(int(FIRST) - 2, int(LAST) + 2))
-    whole = builds(frame, heads, binary(min_size=6, max_size=6), senders, binary(min_size=10, max_size=28))
+    targets = builds(lambda mac, target: mac + target.to_bytes(4, "big"), binary(min_size=6, max_size=6), senders)
+    rests = one_of(targets, binary(min_size=10, max_size=28))
+    whole = builds(frame, heads, binary(min_size=6, max_size=6), senders, rests)
     return one_of(whole, builds(lambda full, size: full[:size], whole, integers(0, 60)), binary(max_size=60))
 
 
@@ -105,6 +107,22 @@ class SenderTests(SynchronousTestCase):
             self.assertNotEqual(sender[0], bytes(4))
 
 
+class ProbeTests(SynchronousTestCase):
+    """What is asked for."""
+
+    def test_probe(self) -> None:
+        """A probe asks for its target, from the MAC address of who sent it, padded or not."""
+        self.assertEqual(read_probe(arp_probe(OURS, FIRST)), (FIRST.packed, OURS))
+        self.assertEqual(read_probe(arp_probe(OURS, FIRST) + bytes(18)), (FIRST.packed, OURS))
+
+    def test_others(self) -> None:
+        """Who says who it is, answers, asks for nothing, or is cut short does not probe."""
+        probe = arp_probe(OURS, FIRST)
+        answer = probe[:20] + b"\0\2" + probe[22:]
+        for sent in (*arp_announcement(OURS, FIRST), answer, arp_probe(OURS, IPv4Address(0)), probe[:41]):
+            self.assertIsNone(read_probe(sent), sent.hex())
+
+
 class FilterTests(SynchronousTestCase):
     """What the kernel passes."""
 
@@ -115,14 +133,23 @@ class FilterTests(SynchronousTestCase):
     @example(sent=frame(VALID, OURS, int(LAST) + 1, bytes(10)))
     @example(sent=frame(VALID, OURS, int(FIRST), bytes(9)))
     @example(sent=frame(VALID, OURS, 0, bytes(10)))
+    @example(sent=arp_probe(OURS, FIRST - 1))
+    @example(sent=arp_probe(OURS, FIRST))
+    @example(sent=arp_probe(OURS, LAST))
+    @example(sent=arp_probe(OURS, LAST + 1))
+    @example(sent=arp_probe(OURS, IPv4Address(0)))
     def test_agrees(self, sent: bytes) -> None:
-        """The kernel passes what this process reads a sender from, if the sender is in the range; the whole ARP."""
-        sender = read_sender(sent)
-        expected = None if sender is None else sent[:42]
-        self.assertEqual(passed(sender_filter(*EVERYBODY), sent), expected)
-        if sender is not None and not FIRST <= IPv4Address(sender[0]) <= LAST:
-            expected = None
-        self.assertEqual(passed(sender_filter(FIRST, LAST), sent), expected)
+        """
+        The kernel passes what this process reads a sender from, or also who probes, if the address is in the range; the
+        whole ARP.
+        """
+        for read, probes in ((read_sender, False), (lambda sent: read_sender(sent) or read_probe(sent), True)):
+            about = read(sent)
+            expected = None if about is None else sent[:42]
+            self.assertEqual(passed(sender_filter(*EVERYBODY, probes), sent), expected)
+            if about is not None and not FIRST <= IPv4Address(about[0]) <= LAST:
+                expected = None
+            self.assertEqual(passed(sender_filter(FIRST, LAST, probes), sent), expected)
 
     def test_deaf(self) -> None:
         """A deaf socket gets nothing."""

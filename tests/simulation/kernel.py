@@ -13,7 +13,7 @@ second, for waits up to 0.25, 2.0, 16.1 and 129 s. A real kernel (6.18) was seen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address, IPv4Interface
 from math import floor, inf
@@ -34,6 +34,7 @@ from kiwi.network.interface import (
     IFirewall,
     INeighbours,
     NetworkError,
+    Probed,
     Unassigned,
 )
 
@@ -279,19 +280,41 @@ class Announcer:
 @define(eq=False, repr=False)
 class Neighbours:
     """
-    Asks the other hosts on the link.
+    Asks the other hosts on the link, and hears what they ask meanwhile.
 
     @ivar owners: who has an address, but for the host itself.
+    @ivar asking: for each host what it asks for, and who else has asked for which of that since it began.
     """
 
     kernel: Kernel
+    process: Process
+    timeline: Timeline
     owners: Callable[[Kernel, IPv4Address], bytes | None]
+    asking: dict[Kernel, tuple[AbstractSet[IPv4Address], dict[IPv4Address, bytes]]]
 
-    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Mapping[IPv4Address, bytes]:
-        if self.kernel.link is None or not self.kernel.link.ready:
+    def begin(self, addresses: AbstractSet[IPv4Address], wait: float) -> None:
+        """What is asked for from now on, until L{probe} tells what was heard."""
+        self.asking[self.kernel] = (addresses, {})
+        for number in range(3):
+            self.timeline.after(0.0005 + wait * number / 3, self._ask, addresses)
+
+    def _ask(self, addresses: AbstractSet[IPv4Address]) -> None:
+        if not self.process.alive or self.process.frozen or not self._is_ready(self.kernel):
+            return
+        for kernel, (theirs, heard) in self.asking.items():
+            if kernel is not self.kernel and self._is_ready(kernel):
+                heard.update(dict.fromkeys(addresses & theirs, self.kernel.mac))
+
+    def _is_ready(self, kernel: Kernel) -> bool:
+        return kernel.link is not None and kernel.link.ready
+
+    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Probed:
+        if not self._is_ready(self.kernel):
             raise NetworkError("asking the neighbours on em1: the interface is down")
         found = {address: self.owners(self.kernel, address) for address in sorted(addresses)}
-        return {address: mac for address, mac in found.items() if mac is not None}
+        owners = {address: mac for address, mac in found.items() if mac is not None}
+        _, heard = self.asking.pop(self.kernel)
+        return Probed(owners, {address: mac for address, mac in heard.items() if address not in owners})
 
 
 @define(eq=False, repr=False)

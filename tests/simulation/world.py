@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from math import inf
@@ -13,6 +14,7 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 from twisted.application.service import IService
 from twisted.application.service import Service as TwistedService
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -167,14 +169,20 @@ class SimulatedHost:
             )
         )
         for_addresses, for_firewall, for_probes = self.threads
+        neighbours = Neighbours(self.kernel, process, world.timeline, world.owner, world.asking)
+
+        def ask(function: Callable[..., Any], addresses: AbstractSet[IPv4Address], wait: float) -> Deferred[Any]:
+            neighbours.begin(addresses, wait)
+            return for_probes.call(function, addresses, wait)
+
         network = HostNetwork(
             world.mutation.addresses(Addresses(self.kernel)),
             Firewall(self.kernel),
             Announcer(self.kernel, lambda address: world.announced(self, address)),
-            Neighbours(self.kernel, world.owner),
+            neighbours,
             for_addresses.call,
             for_firewall.call,
-            for_probes.call,
+            ask,
         )
         record = AgentRecord(
             self.agent_id,
@@ -398,6 +406,7 @@ class World:
     @ivar few: how many addresses count as few (see L{kiwi.planning.Terms}).
     @ivar leases: claims are Leases, and not keys in etcd.
     @ivar machines: the MAC addresses of machines that are no agents, by the address that each has.
+    @ivar asking: what hosts ask for on the link now, and who else has asked for which of that meanwhile.
     @ivar ears: those who are told of what is announced on the link.
     @ivar wakings: how often each host's process did something.
     @ivar graveyard: every agent there was.
@@ -418,6 +427,7 @@ class World:
     judge: Judge = field(init=False)
     ears: list[tuple[SimulatedHost, Process, Callable[[IPv4Address, bytes], None]]] = field(factory=list, init=False)
     machines: dict[IPv4Address, bytes] = field(factory=dict, init=False)
+    asking: dict[Kernel, tuple[AbstractSet[IPv4Address], dict[IPv4Address, bytes]]] = field(factory=dict, init=False)
     wakings: Counter[str] = field(factory=Counter, init=False)
     announcements: Counter[IPv4Address] = field(factory=Counter, init=False)
     graveyard: list[Agent] = field(factory=list, init=False)
