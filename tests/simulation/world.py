@@ -24,7 +24,7 @@ from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
 from kiwi.claims.interface import IClaimStore
 from kiwi.claims.leases import LeaseClaimStore
-from kiwi.converger import Converger
+from kiwi.converger import LONGEST_WAIT_FOR_STORE, Converger
 from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.cluster import ClusterWatch
 from kiwi.kubernetes.credentials import NoCredentials
@@ -143,6 +143,7 @@ class SimulatedHost:
         unpooled = Client(world.network, process, self.name, new=True)
         uniform = Random(f"{world.seed}/{self.name}/{self.instances}/backoff").uniform
         backoff = BackoffPolicy(0.1, RECONNECT_INTERVAL, uniform)
+        of_store = evolve(backoff, longest=LONGEST_WAIT_FOR_STORE)
         server, lease_server = (
             KubernetesAPI(
                 pooled,  # type: ignore[arg-type]
@@ -155,7 +156,7 @@ class SimulatedHost:
             for place in (KUBERNETES, LEASE_SERVER)
         )
         store: IClaimStore = (
-            LeaseClaimStore(lease_server, NAMESPACE, self.agent_id, world.ttl, backoff, clock.seconds)
+            LeaseClaimStore(lease_server, NAMESPACE, self.agent_id, world.ttl, of_store, clock.seconds)
             if world.leases
             else Etcd2ClaimStore(
                 pooled,  # type: ignore[arg-type]
@@ -165,7 +166,7 @@ class SimulatedHost:
                 PREFIX,
                 self.agent_id,
                 world.ttl,
-                backoff,
+                of_store,
             )
         )
         for_addresses, for_firewall, for_probes = self.threads
