@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from hashlib import blake2b
 from ipaddress import AddressValueError, IPv4Address
 from math import inf
 
@@ -23,6 +24,9 @@ from .lease_objects import (
     has_gone_back,
     number,
 )
+
+TURN = 0.02
+"""Seconds from one agent's turn to the next one's."""
 
 
 @define
@@ -184,6 +188,16 @@ class LeaseMirror:
             if not session.gone and session.ends <= now and session.lease is not None
         ]
 
+    def turn(self, lease: AgentLease | LossLease, agent_id: str) -> float:
+        """
+        From when on an agent deletes a Lease that has ended. Those that are alive take turns, so that mostly one of
+        them does it.
+        """
+        uid, ends = lease.identity.uid, self.sessions[lease.identity.uid].ends
+        others = (each.lease for each in self.sessions.values() if not each.gone and each.ends > ends)
+        own = _place(uid, agent_id)
+        return ends + TURN * sum(isinstance(each, AgentLease) and _place(uid, each.agent_id) < own for each in others)
+
     def next_end(self, now: float) -> float:
         """When the next session ends, if nothing more is heard; infinity where none does."""
         return min((session.ends for session in self.sessions.values() if session.ends > now), default=inf)
@@ -191,3 +205,8 @@ class LeaseMirror:
 
 def _record(lease: AgentLease | LossLease | None) -> AgentRecord | None:
     return lease.record if isinstance(lease, AgentLease) else None
+
+
+def _place(uid: str, agent_id: str) -> bytes:
+    """Orders agents, in another way for each Lease."""
+    return blake2b(f"{uid} {agent_id}".encode(), digest_size=8).digest()

@@ -250,13 +250,15 @@ class LeaseWatch(Service):
             self._edition = self._mirror.edition
             self._teller.soon()
         look = self._mirror.next_end(now)
-        may_end = self._in_sight_since + GRACE
         for lease in self._mirror.ended(now):
             uid = lease.identity.uid
             if uid in self._ending or (session.own is not None and uid == session.own.uid):
                 continue
-            if self._lost or now < may_end:
-                look = min(look, max(may_end, now + AGAIN))
+            turn = max(self._in_sight_since + GRACE, self._mirror.turn(lease, self.store.agent_id))
+            if self._lost:
+                look = min(look, now + AGAIN)
+            elif now < turn:
+                look = min(look, turn)
             else:
                 ending = self._ending[uid] = answer_of(self._end(lease), self.log)
                 ending.addBoth(self._ended, uid)

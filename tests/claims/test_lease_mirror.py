@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.claims.lease_mirror import LeaseMirror
+from kiwi.claims.lease_mirror import TURN, LeaseMirror
 from kiwi.claims.lease_objects import (
     AgentLease,
     ClaimLease,
@@ -66,6 +66,27 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(seen.ended(5.0 + ENDS - 0.001), [])
         self.assertEqual(seen.ended(5.0 + ENDS), [agent(version=3)])
         self.assertEqual(seen.next_end(5.0 + ENDS), inf)
+
+    def test_turns(self) -> None:
+        """Those that are alive delete it one after the other, in an order that each Lease has for itself."""
+        names = [f"node-{number}" for number in range(10)]
+        alive = [agent(evolve(B, id=name), f"session-{name}") for name in names]
+        firsts = set()
+        for number in range(20):
+            dead = agent(uid=f"session-{number}")
+            seen = mirror(dead, *alive)
+            for each in alive:
+                seen.put(evolve(each, identity=evolve(each.identity, version="5")), 3.0)
+            turns = {name: seen.turn(dead, name) - ENDS for name in names}
+            self.assertEqual([round(turn / TURN) for turn in sorted(turns.values())], list(range(10)))
+            firsts.add(min(names, key=lambda name: turns[name]))
+        self.assertGreater(len(firsts), 4)
+
+    def test_turns_of_the_living(self) -> None:
+        """An agent that has ended before, or with it, is not waited for."""
+        dead = agent()
+        seen = mirror(dead, agent(B, "session-b"))
+        self.assertEqual((seen.turn(dead, "b"), seen.turn(dead, "c")), (ENDS, ENDS))
 
     def test_no_change(self) -> None:
         """To see the same state once more, as in a list, is no change."""
