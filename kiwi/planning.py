@@ -147,6 +147,12 @@ from .steps import (
 TIME_TO_ACT = 0.2
 KERNEL_LATENESS = 0.55
 KERNEL_LATENESS_OF_MANY = 1.55
+LONG_TTL, KERNEL_LATENESS_OF_LONG = 100, 1 / 50
+"""
+Seconds, but for the last one, which is a part of the TTL: so much more is left to the kernel with a long TTL. Its timer
+is late by a 63rd of that, since an eighth of it is left when it looks for the last time (Note [Two looks at the clock]
+in L{kiwi.network.addresses}).
+"""
 WRITTEN_TOGETHER = 1000
 
 FEW, ALL_AGAIN, ALONE_ENDS_BEFORE, SHORTEST_ALONE = 64, 0.5, 3.6, 1.5
@@ -230,6 +236,8 @@ class Terms:
         """
         many = together > WRITTEN_TOGETHER and self.ttl >= 4
         lateness = KERNEL_LATENESS_OF_MANY if many else KERNEL_LATENESS
+        if self.ttl > LONG_TTL:
+            lateness += self.ttl * KERNEL_LATENESS_OF_LONG
         return hold.sent + self.ttl * (1 - CLOCK_DRIFT) - lateness
 
 

@@ -170,6 +170,16 @@ def deleted_when_it_is_back(mutation: Mutation) -> str:
     return ""
 
 
+class LongTests(SynchronousTestCase):
+    """Lifetimes of minutes and more, for which the kernel's timer is coarse."""
+
+    def test_long_lifetimes(self) -> None:
+        """However long a TTL is, no kernel may keep an address for longer than its claim lasts."""
+        for ttl in (90, 100, 101, 117, 120, 140, 500, 1100, 9000, 86400):
+            with Stage(ttl) as stage:
+                self.assertEqual(len(stage.world.carriers(ADDRESS)), 1)
+
+
 class ScenarioTests(SynchronousTestCase):
     """What an operator is promised."""
 
