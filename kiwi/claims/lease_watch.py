@@ -135,13 +135,15 @@ class LeaseWatch(Service):
     async def _follow(self) -> None:
         backoff = Backoff(self.store.backoff)
         while True:
-            self._opened_at = inf
+            self._opened_at, wait = inf, 0.0
             try:
                 await self._follow_once()
             except CancelledError:
                 if not self.running:
                     raise
             except Trouble as trouble:
+                # A server that is asked too much says for how long it is to be left alone.
+                wait = min(trouble.wait, self.store.ttl / 3)
                 self._failed(str(trouble))
             except Exception as error:  # noqa: BLE001 whatever it was, the next watch may do better
                 self.log.failure("the watch of the claim store failed")
@@ -152,7 +154,7 @@ class LeaseWatch(Service):
             lived = self._now() - self._opened_at >= LIVED
             if lived:
                 backoff.succeeded()
-            await deferLater(self.store.api.clock, 0 if lived else backoff.failed())
+            await deferLater(self.store.api.clock, 0 if lived else max(wait, backoff.failed()))
 
     async def _follow_once(self) -> None:
         # A watch from where the last one ended would say nothing about a server that has come back with an older state:

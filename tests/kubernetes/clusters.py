@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from attrs import define, field
 from treq.client import HTTPClient
@@ -19,12 +19,15 @@ from twisted.web.server import Site
 from zope.interface import provider
 
 from kiwi.backoff import BackoffPolicy
+from kiwi.connections import http_clients
 from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.client import Objects
-from kiwi.kubernetes.credentials import NoCredentials
+from kiwi.kubernetes.credentials import FixedHeaders, ICredentials, NoCredentials, bearer
 from kiwi.kubernetes.services import PUBLIC, SERVICES
+from kiwi.kubernetes.tls import TLS, certificates
 from kiwi.kubernetes.watch import ObjectWatch
 from kiwi.model import Service, ServiceName
+from tests.fakes.apiserver_process import ADMIN_TOKEN, shared_api_server
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 
 Services = Mapping[ServiceName, Service]
@@ -53,7 +56,15 @@ class Following:
 
 
 class Cluster(Protocol):
-    """A cluster with an API server of one version."""
+    """
+    A cluster with an API server of one version.
+
+    @cvar largest: characters in an annotation of a Service.
+    @cvar many: how many Services are many.
+    """
+
+    largest: ClassVar[int]
+    many: ClassVar[int]
 
     async def put(self, manifest: Mapping[str, Any]) -> None:
         """Create or change a Service, from its C{v1} manifest."""
@@ -75,10 +86,18 @@ class Cluster(Protocol):
 
 
 def _follow(
-    http: HTTPClient, stream_http: HTTPClient, clock: IReactorTime, endpoint: str, api: str, policy: BackoffPolicy
+    http: HTTPClient,
+    stream_http: HTTPClient,
+    clock: IReactorTime,
+    endpoint: str,
+    api: str,
+    policy: BackoffPolicy,
+    credentials: ICredentials | None = None,
 ) -> Following:
     told: list[Services] = []
-    server = KubernetesAPI(http, stream_http, clock, endpoint.rstrip("/"), NoCredentials(), policy.uniform)
+    server = KubernetesAPI(
+        http, stream_http, clock, endpoint.rstrip("/"), credentials or NoCredentials(), policy.uniform
+    )
     watch = ObjectWatch(Objects(server, SERVICES), api, policy, told.append, PUBLIC)
     watch.startService()
     return Following(watch, told)
@@ -86,6 +105,8 @@ def _follow(
 
 class MemoryCluster:
     """The server in memory, and simulated time."""
+
+    largest, many = 2**20, 2000
 
     def __init__(self, case: SynchronousTestCase | TestCase, **behaviour: Any) -> None:
         self.case = case
@@ -145,6 +166,8 @@ class MemoryCluster:
 class TCPCluster:
     """The server on the loopback, and the time of day."""
 
+    largest, many = 2**20, 2000
+
     def __init__(self, case: TestCase) -> None:
         reactor = cast(Any, global_reactor)
         self.case = case
@@ -193,6 +216,73 @@ class TCPCluster:
     async def stop(self, following: Following) -> None:
         self._stop(following)
         await self.until(lambda: not self.state.watchers, "the server to see that nobody watches")
+
+
+class RealCluster:
+    """A real server on the loopback, with TLS and a token, and the time of day. It is shared with other tests."""
+
+    # All annotations of an object together may have 256 KiB, and each Service takes a real server some milliseconds.
+    largest, many = 250_000, 300
+
+    def __init__(self, case: TestCase) -> None:
+        self.case = case
+        self.clock = cast(Any, global_reactor)
+        self.server = shared_api_server()
+        case.addCleanup(self.server.revive)
+        case.addCleanup(self._clear)
+        self._clear()
+        authorities = certificates([self.server.ca_file.read_bytes()])
+        pool = HTTPConnectionPool(self.clock)
+        case.addCleanup(pool.closeCachedConnections)
+        self.clients = http_clients(self.clock, lambda: pool, TLS(lambda: authorities))
+
+    def _clear(self) -> None:
+        for item in self.server.ask("GET", _SERVICES)["items"]:
+            if item["metadata"]["name"] != "kubernetes":
+                self.server.ask("DELETE", f"{_SERVICES}/{item['metadata']['name']}")
+
+    async def put(self, manifest: Mapping[str, Any]) -> None:
+        path = f"{_SERVICES}/{manifest['metadata']['name']}"
+        there = self.server.request("GET", path)
+        if there.status == 404:
+            stored = self.server.ask("POST", _SERVICES, {"apiVersion": "v1", **manifest})
+        else:
+            before = there.json()
+            spec = {**before["spec"], **manifest["spec"]}
+            metadata = {**before["metadata"], "annotations": manifest["metadata"]["annotations"]}
+            stored = self.server.ask("PUT", path, {**before, "metadata": metadata, "spec": spec})
+        if manifest["status"]["loadBalancer"]["ingress"]:
+            self.server.ask("PUT", f"{path}/status", {**stored, "status": manifest["status"]})
+
+    async def delete(self, name: str) -> None:
+        self.server.ask("DELETE", f"{_SERVICES}/{name}")
+
+    async def interrupt(self) -> None:
+        self.server.restart()
+
+    def follow(self, api: str = "auto") -> Following:
+        token = FixedHeaders(bearer(ADMIN_TOKEN))
+        policy = BackoffPolicy(0.01, 0.1, latest)
+        following = _follow(*self.clients, self.clock, self.server.endpoint, api, policy, token)
+        self.case.addCleanup(self._stop, following)
+        return following
+
+    def _stop(self, following: Following) -> None:
+        if following.watch.running:
+            following.watch.stopService()
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        end = self.clock.seconds() + 30
+        while not condition():
+            if self.clock.seconds() > end:
+                self.case.fail(f"waited in vain for {what}")
+            await deferLater(self.clock, 0.01)
+
+    async def stop(self, following: Following) -> None:
+        self._stop(following)
+
+
+_SERVICES = "/api/v1/namespaces/default/services"
 
 
 def captured_log(case: SynchronousTestCase | TestCase) -> list[str]:

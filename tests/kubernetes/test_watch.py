@@ -1,8 +1,8 @@
-"""The suite, on the server in memory and over TCP."""
+"""The suite, on the server in memory, over TCP, and on a real one."""
 
 from __future__ import annotations
 
-from .clusters import MemoryCluster, TCPCluster
+from .clusters import MemoryCluster, RealCluster, TCPCluster
 from .kubernetestests import make_kubernetes_tests
 
 
@@ -29,4 +29,8 @@ class TCPTests(make_kubernetes_tests(TCPCluster)):  # type: ignore[misc]
 
 
 class TCPV1Beta1Tests(make_kubernetes_tests(TCPCluster, "v1beta1")):  # type: ignore[misc]
+    pass
+
+
+class RealTests(make_kubernetes_tests(RealCluster)):  # type: ignore[misc]
     pass

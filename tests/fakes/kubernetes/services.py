@@ -80,7 +80,10 @@ def service(
         "apiVersion": "v1",
         "metadata": {"name": name, "namespace": namespace, "annotations": dict(annotations or {})},
         "spec": {
-            "ports": [{"name": f"p{port}", "port": port, "protocol": protocol} for port, protocol in pairs],
+            "ports": [
+                {"name": f"p{port}-{str(protocol).lower()}", "port": port, "protocol": protocol}
+                for port, protocol in pairs
+            ],
             "externalIPs": list(addresses),
             "type": "LoadBalancer" if ingress else "ClusterIP",
         },
