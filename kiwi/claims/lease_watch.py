@@ -76,7 +76,7 @@ class LeaseWatch(Service):
     _changed: Callable[[Claims], None]
     sight: int | None = field(default=None, init=False)
     _sights: count[int] = field(factory=count, init=False)
-    _mirror: LeaseMirror = field(init=False)
+    _mirror: LeaseMirror = field(factory=LeaseMirror, init=False)
     _objects: Objects[str, Lease] = field(init=False)
     _following: Deferred[None] | None = field(default=None, init=False)
     _watching: Deferred[Any] | None = field(default=None, init=False)
@@ -98,7 +98,6 @@ class LeaseWatch(Service):
 
     def __attrs_post_init__(self) -> None:
         store = self.store
-        self._mirror = LeaseMirror()
         self._objects = Objects(
             store.api, LEASES, store.namespace, timeout=store.ttl * OPEN_TIME, lasting=LONGEST_WATCH
         )

@@ -1,4 +1,4 @@
-"""The claim store of a simulation whose claims are Leases: two API servers before one etcd."""
+"""The claim store of a simulation whose claims are Leases: an API server apart from the one with the Services."""
 
 from __future__ import annotations
 
