@@ -656,6 +656,7 @@ class Converger(TwistedService):
         if isinstance(result, Unavailable):
             self._store_failed(subject, result)
             return
+        tries = self._failures.get(subject, 0) + 1
         self._store_answered(subject)
         if isinstance(result, Granted):
             self._hear(address, self.terms.id)
@@ -667,7 +668,9 @@ class Converger(TwistedService):
             self._hear(address, result.holder)
             self.log.debug("{address}: {holder} was faster", address=address, holder=result.holder)
         else:
-            self._rests[subject] = self.clock.seconds() + REST_OF_TAKEN
+            # Mostly a matter of milliseconds. But it may also be something unreadable that is there for good.
+            self._failures[subject] = tries
+            self._rests[subject] = self.clock.seconds() + max(REST_OF_TAKEN, self.backoff.wait(tries))
 
     @_note.register
     def _note_renew(self, step: Renew, results: Mapping[IPv4Address, Granted | Lost | Unavailable]) -> None:

@@ -34,6 +34,7 @@ class BrokenStore:
 
     @ivar deaf: it takes records, and says that it is out of reach.
     @ivar renewals_left: how many renewals it answers before it says nothing to them any more.
+    @ivar unreadable: addresses whose claims are somebody's that it cannot name; and how often it was asked for them.
     """
 
     inner: IClaimStore
@@ -41,6 +42,7 @@ class BrokenStore:
     hangs: bool = False
     deaf: bool = False
     renewals_left: float = inf
+    unreadable: dict[IPv4Address, int] = field(factory=dict)
 
     def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
         if self.hangs:
@@ -48,6 +50,9 @@ class BrokenStore:
         return ask() if self.reachable else succeed(Unavailable("it is out of reach"))
 
     def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+        if address in self.unreadable:
+            self.unreadable[address] += 1
+            return succeed(Taken(""))
         return self._answer(lambda: self.inner.acquire(address))
 
     def renew(self, addresses):  # type: ignore[no-untyped-def]
@@ -362,6 +367,22 @@ class TakeoverTests(AgentTestCase):
         self.assertEqual(host.carried, set())
         self.world.pass_time(4)
         self.assertEqual(host.carried, {ADDRESS})
+
+    def test_unreadable_claim(self) -> None:
+        """For what is somebody's that the store cannot name, an agent tries less and less often; then it has it."""
+        store = self.stores[self.first.name]
+        self.first.stop()
+        self.world.pass_time(3)
+        for each in self.stores.values():
+            each.unreadable = {OTHER: 0}
+        self.world.tell(WEB, service("other", OTHER))
+        self.world.pass_time(30)
+        asked = [each.unreadable[OTHER] for each in self.stores.values() if each is not store]
+        self.assertTrue(all(5 < number < 25 for number in asked), asked)
+        for each in self.stores.values():
+            each.unreadable = {}
+        self.world.pass_time(6)
+        self.assertEqual(len(self.world.carriers(OTHER)), 1)
 
     def test_watch_behind(self) -> None:
         """A claim that the store confirms, and the watch does not show, is not confirmed over and over."""
