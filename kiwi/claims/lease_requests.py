@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from attrs import frozen
 from twisted.internet.defer import Deferred
@@ -14,8 +14,6 @@ from kiwi.kubernetes.decoding import Decoded, Kind, Nonsense, parse
 
 from .asking import asked_again
 from .lease_objects import GROUP, VERSION, Identity, Lease, Strange, delete_options, read_lease
-
-T = TypeVar("T")
 
 
 @frozen

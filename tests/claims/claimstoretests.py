@@ -79,6 +79,22 @@ class Listener:
         return service
 
 
+class WatchingTestCase(TestCase):
+    """A test of what is told by watches."""
+
+    world: World
+
+    async def watched(self, store: IClaimStore) -> Listener:
+        """A watch that has begun."""
+        listener = Listener()
+        listener.listen(self, store)
+        await self.world.until(lambda: bool(listener.heard))
+        return listener
+
+    async def hears(self, listener: Listener, claims: Claims) -> None:
+        await self.world.until(lambda: listener.last == claims)
+
+
 def capture_log(case: TestCase) -> list[LogEvent]:
     """What is logged of the claims, from level info on."""
     events: list[LogEvent] = []
@@ -125,23 +141,13 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
     @param make: an empty stage; it may add cleanups.
     """
 
-    class ClaimStoreTests(TestCase):
+    class ClaimStoreTests(WatchingTestCase):
         async def setUp(self) -> None:  # type: ignore[override]
             self.stage = make(self)
             self.world = self.stage.world
             self.began = self.world.clock.seconds()
             self.a = await registered(self.stage, self.stage.store("a"), A)
             self.b = await registered(self.stage, self.stage.store("b"), B)
-
-        async def watched(self, store: IClaimStore) -> Listener:
-            """A watch that has begun."""
-            listener = Listener()
-            listener.listen(self, store)
-            await self.world.until(lambda: bool(listener.heard))
-            return listener
-
-        async def hears(self, listener: Listener, claims: Claims) -> None:
-            await self.world.until(lambda: listener.last == claims)
 
         def test_interface(self) -> None:
             """It provides what it says."""
@@ -463,22 +469,13 @@ def make_server_claim_store_tests(make: Callable[[TestCase], ServerStage]) -> ty
     @param make: an empty stage; it may add cleanups.
     """
 
-    class ServerClaimStoreTests(TestCase):
+    class ServerClaimStoreTests(WatchingTestCase):
         async def setUp(self) -> None:  # type: ignore[override]
             self.log = capture_log(self)
             self.stage = make(self)
             self.world = self.stage.world
             self.a = await registered(self.stage, self.stage.store("a"), A)
             self.b = await registered(self.stage, self.stage.store("b"), B)
-
-        async def watched(self, store: IClaimStore) -> Listener:
-            listener = Listener()
-            listener.listen(self, store)
-            await self.world.until(lambda: bool(listener.heard))
-            return listener
-
-        async def hears(self, listener: Listener, claims: Claims) -> None:
-            await self.world.until(lambda: listener.last == claims)
 
         async def test_restart(self) -> None:
             """

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from kiwi.claims.etcd2 import Etcd2ClaimStore
-from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
+from kiwi.claims.interface import Granted, Lost, Released, Taken, Unavailable
 from kiwi.model import Claims
 from tests.fakes.worlds import ClockWorld
 
@@ -19,6 +19,7 @@ from .claimstoretests import (
     TWO,
     A,
     Listener,
+    WatchingTestCase,
     capture_log,
     granted,
     levels,
@@ -37,21 +38,12 @@ def make_directory_tests(make: Callable[[TestCase], EtcdStage]) -> type[TestCase
     @param make: an empty stage; it may add cleanups.
     """
 
-    class DirectoryTests(TestCase):
+    class DirectoryTests(WatchingTestCase):
         def setUp(self) -> None:
             self.log = capture_log(self)
             self.stage = make(self)
             self.world = self.stage.world
             self.a, self.b = self.stage.store("a"), self.stage.store("b")
-
-        async def watched(self, store: IClaimStore) -> Listener:
-            listener = Listener()
-            listener.listen(self, store)
-            await self.world.until(lambda: bool(listener.heard))
-            return listener
-
-        async def hears(self, listener: Listener, claims: Claims) -> None:
-            await self.world.until(lambda: listener.last == claims)
 
         async def test_endpoints(self) -> None:
             """An endpoint that refuses is passed over for the next one, by requests as by a watch."""

@@ -21,7 +21,7 @@ from kiwi.claims.lease_watch import GRACE
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.model import CLOCK_DRIFT, Claims
 from tests.fakes.kubernetes import Access, KubernetesResource, KubernetesState
-from tests.fakes.worlds import STEP
+from tests.fakes.worlds import STEP, ClockWorld
 
 from .claimstoretests import (
     C_AGAIN,
@@ -32,6 +32,7 @@ from .claimstoretests import (
     B,
     C,
     Listener,
+    WatchingTestCase,
     capture_log,
     granted,
     known,
@@ -114,8 +115,10 @@ class Gate(Resource):
         return statuses
 
 
-class OverFake(TestCase):
+class OverFake(WatchingTestCase):
     """One server in memory, and agents with a TTL of 10 s, of which a and b are registered."""
+
+    world: ClockWorld
 
     async def setUp(self) -> None:  # type: ignore[override]
         self.log = capture_log(self)
@@ -131,15 +134,6 @@ class OverFake(TestCase):
     def start(self) -> None:
         """The server is back after a crash, as it was."""
         self.world.network.plug(self.stage.where, self.gate)
-
-    async def watched(self, store: LeaseClaimStore) -> Listener:
-        listener = Listener()
-        listener.listen(self, store)
-        await self.world.until(lambda: bool(listener.heard))
-        return listener
-
-    async def hears(self, listener: Listener, claims: Claims) -> None:
-        await self.world.until(lambda: listener.last == claims)
 
     def asked(self, *verbs: str) -> list[str]:
         """What was asked since the last time; with these verbs only, if there are any."""

@@ -163,7 +163,28 @@ class MemoryCluster:
         self.case.assertEqual((self.state.watchers, self.clock.getDelayedCalls()), ([], []))
 
 
-class TCPCluster:
+class _InRealTime:
+    """What there is to do with a cluster in the time of day."""
+
+    case: TestCase
+    clock: Any
+
+    def _stop(self, following: Following) -> None:
+        if following.watch.running:
+            following.watch.stopService()
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        end = self.clock.seconds() + 30
+        while not condition():
+            if self.clock.seconds() > end:
+                self.case.fail(f"waited in vain for {what}")
+            await deferLater(self.clock, 0.01)
+
+    async def stop(self, following: Following) -> None:
+        self._stop(following)
+
+
+class TCPCluster(_InRealTime):
     """The server on the loopback, and the time of day."""
 
     largest, many = 2**20, 2000
@@ -202,23 +223,12 @@ class TCPCluster:
         self.case.addCleanup(self._stop, following)
         return following
 
-    def _stop(self, following: Following) -> None:
-        if following.watch.running:
-            following.watch.stopService()
-
-    async def until(self, condition: Callable[[], object], what: str) -> None:
-        end = self.clock.seconds() + 15
-        while not condition():
-            if self.clock.seconds() > end:
-                self.case.fail(f"waited in vain for {what}")
-            await deferLater(self.clock, 0.01)
-
     async def stop(self, following: Following) -> None:
-        self._stop(following)
+        await super().stop(following)
         await self.until(lambda: not self.state.watchers, "the server to see that nobody watches")
 
 
-class RealCluster:
+class RealCluster(_InRealTime):
     """A real server on the loopback, with TLS and a token, and the time of day. It is shared with other tests."""
 
     # All annotations of an object together may have 256 KiB, and each Service takes a real server some milliseconds.
@@ -266,20 +276,6 @@ class RealCluster:
         following = _follow(*self.clients, self.clock, self.server.endpoint, api, policy, token)
         self.case.addCleanup(self._stop, following)
         return following
-
-    def _stop(self, following: Following) -> None:
-        if following.watch.running:
-            following.watch.stopService()
-
-    async def until(self, condition: Callable[[], object], what: str) -> None:
-        end = self.clock.seconds() + 30
-        while not condition():
-            if self.clock.seconds() > end:
-                self.case.fail(f"waited in vain for {what}")
-            await deferLater(self.clock, 0.01)
-
-    async def stop(self, following: Following) -> None:
-        self._stop(following)
 
 
 _SERVICES = "/api/v1/namespaces/default/services"
