@@ -309,6 +309,8 @@ def stream(
     limit: int = 8 * 2**20,
     params: Mapping[str, str] | None = None,
     headers: dict[bytes | str, bytes | str] | None = None,
+    method: str = "GET",
+    data: bytes | None = None,
 ) -> Deferred[Response | None]:
     """
     Follow a response that does not end by itself. Redirects are not followed.
@@ -332,7 +334,7 @@ def stream(
         stopped = True
 
     async def follow() -> Response | None:
-        response = await _respond(http, clock, "GET", url, params=params, headers=headers).addTimeout(
+        response = await _respond(http, clock, method, url, params=params, headers=headers, data=data).addTimeout(
             open_timeout, clock, _nothing_within
         )
         if response.code != 200:
