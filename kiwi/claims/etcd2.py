@@ -31,7 +31,7 @@ from kiwi.model import AgentRecord, Claims, ipv4
 from .asking import BEAT_TIME, CLAIM_TIME, CLAIMS_IN_FLIGHT, Turn, Turns, answer_of, asked_again
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from .records import parsed, read_record, write_record
-from .telling import Oddities, Teller
+from .telling import Oddities, Oddity, Teller
 
 # Note [Several endpoints]
 # While there is another endpoint left to try, an endpoint has T/4 to answer; the last one has all the time that is
@@ -124,14 +124,6 @@ class Event:
 
     node: Node
     gone: bool
-
-
-@frozen
-class Oddity:
-    """Something in the store that is passed over, and why. C{subject} is the same for each time that it is seen."""
-
-    subject: str
-    why: str
 
 
 @frozen
