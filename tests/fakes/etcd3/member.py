@@ -69,7 +69,7 @@ class Member(Resource):
         self.id = 10_276_657_743_932_975_400 + number
         self.is_down = self.is_paused = self.is_cut_off = self.leads_alone = self._knows = False
         self._known: tuple[Store, int] | None = None
-        self._frozen: list[Request] = []
+        self._frozen: list[tuple[Request, bytes]] = []
         self._open: list[Request] = []
         self._watchers: list[_Watcher] = []
         self._noticing: IDelayedCall | None = None
@@ -229,8 +229,7 @@ class Member(Resource):
 
     def render(self, request: Request) -> int:
         content: Any = request.content
-        body = content.read()
-        content.seek(0)
+        body: bytes = content.read()
         about = f"{request.method.decode()} {request.uri.decode()} {body.decode(errors='replace')}"
         self.cluster.requests.append(about.rstrip())
         self._open.append(request)
@@ -239,24 +238,23 @@ class Member(Resource):
         if failure is not None:
             self._answer(request, *failure)
         elif self.is_paused or self.cluster.hanging:
-            self._frozen.append(request)
+            self._frozen.append((request, body))
         else:
-            self._carry_out(request)
+            self._carry_out(request, body)
         return NOT_DONE_YET
 
     def carry_out_late(self) -> None:
         """What was asked while it did nothing."""
         frozen, self._frozen = self._frozen, []
-        for request in frozen:
-            self._carry_out(request)
+        for request, body in frozen:
+            self._carry_out(request, body)
 
     def _closed(self, request: Request) -> None:
         self._open.remove(request)
         self._watchers = [watcher for watcher in self._watchers if watcher.request is not request]
 
-    def _carry_out(self, request: Request) -> None:
+    def _carry_out(self, request: Request, body: bytes) -> None:
         path = request.path.decode("ascii")
-        content: Any = request.content
         streams = path in STREAMS
         handler = HANDLERS.get(path)
         if path == "/version":
@@ -271,7 +269,7 @@ class Member(Resource):
         if request.method != b"POST":
             return self._answer(request, 405, b"Method Not Allowed\n")
         try:
-            messages = list(gateway.requests(content.read()))
+            messages = list(gateway.requests(body))
             wishes = [gateway.watching(each) for each in messages] if path == "/v3/watch" else []
         except Refused as refused:
             return self._refuse(request, refused, streams)
