@@ -40,8 +40,8 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # them together. So whatever keeps the lease confirms all claims, however many there are.
 #
 # An agent that is started anew within the TTL, in the same place, puts its record in the place of the one before and
-# goes on with the lease of that one, which the record's key tells; and with it all claims. If that lease has another TTL
-# than is wanted now, it takes a new one, and moves its claims as it comes to them (Note [The late delete]).
+# goes on with the lease of that one, which the record's key tells; and with it all claims. If that lease has another
+# TTL than is wanted now, it takes a new one, and moves its claims as it comes to them (Note [The late delete]).
 #
 # A claim is made in a transaction that compares the agent's record as well: what made it, its lease, and that it is no
 # older than the last confirmation. So a claim never rests on what this agent does not know to be its own.

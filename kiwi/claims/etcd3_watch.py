@@ -279,7 +279,10 @@ class Etcd3Watch(Service):
     # A store that forgets.
 
     def forgotten(self) -> None:
-        """The store has lost its data, which counts if something was told of it. See Note [A store that forgets] in L{kiwi.claims.etcd3}."""
+        """
+        The store has lost its data, which counts where this watch knew some. See Note [A store that forgets] in
+        L{kiwi.claims.etcd3}.
+        """
         self._is_stale = True
         if self._mirror is not None:
             self._losses += 1
