@@ -24,6 +24,7 @@ from kiwi.kubernetes.credentials import FixedHeaders, ICredentials, NoCredential
 from kiwi.kubernetes.tls import TLS, certificates
 from tests.fakes.apiserver_process import ADMIN_TOKEN, RealAPIServer, shared_api_server
 from tests.fakes.etcd2 import FakeEtcd2
+from tests.fakes.etcd3 import FakeEtcd3
 from tests.fakes.etcd_process import EtcdProcess, free_port, shared_etcd, unique_prefix
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 from tests.fakes.worlds import ClockWorld, RealWorld, World
@@ -207,6 +208,53 @@ class Etcd3Stage(ServerStage, Protocol):
 
 
 @define(eq=False)
+class FakeEtcd3Stage:
+    """The one in memory, in simulated time: one member, or several."""
+
+    world: ClockWorld = field(factory=ClockWorld)
+    members: int = 1
+    version: str = "3.5.1"
+    fake: FakeEtcd3 = field(init=False)
+    prefix: ClassVar[str] = "/kiwi"
+    rest_on_records: ClassVar[bool] = True
+
+    def __attrs_post_init__(self) -> None:
+        self.fake = FakeEtcd3(self.world.clock, self.members, self.version)
+        self.start()
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        return [f"http://etcd{number}:2379" for number in range(1, self.members + 1)]
+
+    def store(self, agent_id: str, ttl: int = LONG, user: EtcdUser | None = None) -> Etcd3ClaimStore:
+        return etcd3_store(self.world, self.endpoints, self.prefix, agent_id, ttl, user)
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd3ClaimStore:
+        return etcd3_store(self.world, ["http://dead:2379", *self.endpoints], self.prefix, agent_id)
+
+    def crash(self) -> None:
+        for endpoint, member in zip(self.endpoints, self.fake.members, strict=True):
+            self.world.network.unplug(endpoint.removeprefix("http://"))
+            member.fail()
+
+    def start(self, wipe: bool = False) -> None:
+        if wipe:
+            self.fake.lose_data()
+        for endpoint, member in zip(self.endpoints, self.fake.members, strict=True):
+            self.world.network.plug(endpoint.removeprefix("http://"), member)
+            member.recover()
+
+    def freeze(self) -> None:
+        self.fake.hanging = True
+
+    def thaw(self) -> None:
+        self.fake.thaw()
+
+    async def ask(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await ask_etcd3(self.world, self.endpoints[0], path, document)
+
+
+@define(eq=False)
 class RealEtcd3Stage:
     """A real one, in real time."""
 
@@ -236,6 +284,12 @@ class RealEtcd3Stage:
 
     async def ask(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         return await ask_etcd3(self.world, self.process.endpoint, path, document)
+
+
+def fake_etcd3_stage(case: TestCase) -> FakeEtcd3Stage:
+    stage = FakeEtcd3Stage()
+    case.addCleanup(stage.fake.stop)
+    return stage
 
 
 def debian_etcd3_stage(case: TestCase) -> RealEtcd3Stage:

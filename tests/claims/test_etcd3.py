@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from .claimstoretests import make_claim_store_tests, make_server_claim_store_tests
-from .stages import debian_etcd3_stage, wheel_etcd3_stage
+from .stages import debian_etcd3_stage, fake_etcd3_stage, wheel_etcd3_stage
+
+
+class FakeEtcd3StoreTests(make_claim_store_tests(fake_etcd3_stage)):  # type: ignore[misc]
+    """Over the one in memory, in simulated time."""
+
+
+class FakeEtcd3ServerTests(make_server_claim_store_tests(fake_etcd3_stage)):  # type: ignore[misc]
+    """Over the one in memory, in simulated time."""
 
 
 class DebianEtcd3StoreTests(make_claim_store_tests(debian_etcd3_stage)):  # type: ignore[misc]
