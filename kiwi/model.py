@@ -332,8 +332,8 @@ class Host:
     @ivar subnets: the addresses with their networks that somebody else configured on each of these interfaces.
     @ivar own: every address that somebody else configured, on whichever interface, with its network.
     @ivar gateways: the next hops of the default routes.
-    @ivar unclear: of C{own}, what an earlier life of this agent may have put on these interfaces, for the kernel keeps no
-        tag: addresses with a lifetime and a prefix of their whole length.
+    @ivar unclear: of C{own}, what an earlier life of this agent may have put on these interfaces, for the kernel keeps
+        no tag: addresses with a lifetime and a prefix of their whole length.
     """
 
     links: Mapping[str, Link] = field(factory=dict)
