@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 
+from kiwi.model import Address
 from tests.lab.laboratory import INTERFACE, Lab
 from tests.lab.pinging import first_replies
 from tests.lab.waiting import Impatient
@@ -22,7 +22,7 @@ from .servers import Plain
 LIMIT = 120.0
 
 
-def cold_start(lab: Lab, kind: Kind, wanted: Sequence[IPv4Address]) -> float:
+def cold_start(lab: Lab, kind: Kind, wanted: Sequence[Address]) -> float:
     """Seconds until all addresses have answered, with new hosts and a claim store that knows nobody."""
     renew(lab, wanted)
     kind.begin_anew(lab)

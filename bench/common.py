@@ -10,17 +10,17 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from attrs import frozen
 
+from kiwi.model import Address, ip
 from tests.lab.laboratory import INTERFACE, Lab
 
 from .servers import Servers
 
 NETWORK = "10.10.0.0/16"
-FIRST = IPv4Address("10.10.0.1")
+FIRST = ip("10.10.0.1")
 
 
 @frozen
@@ -112,7 +112,7 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def addresses(number: int) -> list[IPv4Address]:
+def addresses(number: int) -> list[Address]:
     """So many public addresses, which the client reaches on its link."""
     return [FIRST + index for index in range(number)]
 
@@ -132,7 +132,7 @@ def route(lab: Lab, interface: str = INTERFACE) -> None:
     lab.client.namespace.ip([f"route replace {NETWORK} dev {interface}"])
 
 
-def forget_neighbours(lab: Lab, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> None:
+def forget_neighbours(lab: Lab, wanted: Sequence[Address], interface: str = INTERFACE) -> None:
     """
     Have the client know nobody who has any of the addresses, and have room for all of them: the kernel has one table of
     neighbours for all namespaces, with 1,024 entries at most, but does not count entries like these.
@@ -141,7 +141,7 @@ def forget_neighbours(lab: Lab, wanted: Sequence[IPv4Address], interface: str = 
     lab.client.namespace.ip(f"neigh replace {address} dev {interface} nud none extern_learn" for address in wanted)
 
 
-def renew(lab: Lab, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> None:
+def renew(lab: Lab, wanted: Sequence[Address], interface: str = INTERFACE) -> None:
     """Begin anew: new hosts without agents, and a client that knows nobody."""
     lab.renew()
     route(lab, interface)

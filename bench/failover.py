@@ -28,12 +28,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TextIO
 
 from attrs import asdict, define, field, frozen
 
+from kiwi.model import Address, ip
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, SECOND_INTERFACE, Host, Lab
 from tests.lab.pinging import Pinger, Sweeper
 
@@ -61,7 +61,7 @@ class Scene:
 
     agents: Fleet
     carrier: Host
-    concerned: Sequence[IPv4Address]
+    concerned: Sequence[Address]
     servers: Servers
     since: float = field(factory=time.monotonic)
     returned: float | None = None
@@ -72,7 +72,7 @@ class Scene:
         return self.agents.lab
 
     @property
-    def watched(self) -> IPv4Address:
+    def watched(self) -> Address:
         return self.agents.wanted[0]
 
     @property
@@ -159,7 +159,7 @@ def _interface_deleted(scene: Scene) -> None:
 
 def _interface_made(scene: Scene) -> None:
     port = f"{scene.carrier.name}-2"
-    address = IPv4Address("192.168.2.0") + int(scene.carrier.address) % 256
+    address = ip("192.168.2.0") + int(scene.carrier.address) % 256
     scene.lab.switch.ip(
         [
             f"link add {port} type veth peer name {SECOND_INTERFACE} netns {scene.carrier.namespace.name}",

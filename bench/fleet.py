@@ -6,12 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
 from attrs import define, field, frozen
 
+from kiwi.model import Address
 from tests.lab.laboratory import INTERFACE, Host, Lab
 from tests.lab.processes import Process
 
@@ -38,7 +38,7 @@ class Kind(Protocol):
     def begin_anew(self, lab: Lab) -> None:
         """Let nothing be known of those that ran before."""
 
-    def start(self, lab: Lab, host: Host, wanted: Sequence[IPv4Address], interface: str) -> Process:
+    def start(self, lab: Lab, host: Host, wanted: Sequence[Address], interface: str) -> Process:
         """Start it on a host."""
 
     def is_ready(self, lab: Lab, started: dict[str, float]) -> bool:
@@ -66,7 +66,7 @@ class Kiwi:
     def begin_anew(self, lab: Lab) -> None:
         self.servers.clear_claims(lab)
 
-    def start(self, lab: Lab, host: Host, wanted: Sequence[IPv4Address], interface: str) -> Process:
+    def start(self, lab: Lab, host: Host, wanted: Sequence[Address], interface: str) -> Process:
         options = ["--interface", interface, "-r", NETWORK, "--ttl", str(self.ttl), *self.servers.options(lab)]
         return host.start(f"kiwi-{host.name}", [*lab.kiwi, *options])
 
@@ -94,7 +94,7 @@ class Keepalived:
     def begin_anew(self, lab: Lab) -> None:
         """Nobody knows anything of them."""
 
-    def start(self, lab: Lab, host: Host, wanted: Sequence[IPv4Address], interface: str) -> Process:
+    def start(self, lab: Lab, host: Host, wanted: Sequence[Address], interface: str) -> Process:
         return keepalived.start(lab, host, wanted, self.advert, interface)
 
     def is_ready(self, lab: Lab, started: dict[str, float]) -> bool:
@@ -117,7 +117,7 @@ class Fleet:
 
     lab: Lab
     kind: Kind
-    wanted: Sequence[IPv4Address]
+    wanted: Sequence[Address]
     interface: str = INTERFACE
     agents: dict[str, Process] = field(factory=dict, init=False)
     ledger: Ledger = field(init=False)
@@ -162,11 +162,11 @@ class Fleet:
         # Those that were heard of just now may come before others next time.
         time.sleep(QUIET)
 
-    def wait_until_carried(self, addresses: Sequence[IPv4Address], limit: float = 60.0) -> None:
+    def wait_until_carried(self, addresses: Sequence[Address], limit: float = 60.0) -> None:
         """Wait until each address has one carrier."""
         self.lab.wait_until(lambda: carried_once(self.ledger.catch_up(), addresses), "all to be carried", limit, 0.05)
 
-    def handed_over(self, host: Host, concerned: Sequence[IPv4Address], since: float) -> list[float]:
+    def handed_over(self, host: Host, concerned: Sequence[Address], since: float) -> list[float]:
         """
         The outage of each address that a host gave away, from its removal until the client hears its announcement.
         """
@@ -175,7 +175,7 @@ class Fleet:
         heard = self.lab.ears.first_announced(since, mac)
         return [max(0.0, heard[address] - went[address]) for address in concerned]
 
-    def carrier(self, address: IPv4Address) -> Host:
+    def carrier(self, address: Address) -> Host:
         """The host that has an address."""
         (name,) = self.ledger.catch_up().carriers[address]
         return self.host(name)
@@ -183,13 +183,13 @@ class Fleet:
     def host(self, name: str) -> Host:
         return next(host for host in self.lab.hosts if host.name == name)
 
-    def carried_by(self, host: Host) -> list[IPv4Address]:
+    def carried_by(self, host: Host) -> list[Address]:
         """Which of the addresses a host has."""
         there = self.ledger.catch_up().carriers
         return [address for address in self.wanted if host.name in there[address]]
 
 
-def steady_fleet(lab: Lab, kind: Kind, wanted: Sequence[IPv4Address], interface: str = INTERFACE) -> Fleet:
+def steady_fleet(lab: Lab, kind: Kind, wanted: Sequence[Address], interface: str = INTERFACE) -> Fleet:
     """A steady fleet on new hosts."""
     renew(lab, wanted, interface)
     kind.begin_anew(lab)

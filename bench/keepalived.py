@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 from pathlib import Path
 from tempfile import mkdtemp
 
+from kiwi.model import Address
 from tests.lab.laboratory import INTERFACE, Host, Lab
 from tests.lab.processes import Process
 
 
 def configuration(
-    name: str, addresses: Sequence[IPv4Address], advert: float, priority: int, interface: str = INTERFACE
+    name: str, addresses: Sequence[Address], advert: float, priority: int, interface: str = INTERFACE
 ) -> str:
     """
     One VRRP instance that has all addresses; only the first is in its packets, which have no room for many.
@@ -44,7 +44,7 @@ vrrp_instance public {{
 """
 
 
-def start(lab: Lab, host: Host, addresses: Sequence[IPv4Address], advert: float, interface: str = INTERFACE) -> Process:
+def start(lab: Lab, host: Host, addresses: Sequence[Address], advert: float, interface: str = INTERFACE) -> Process:
     """Start keepalived on a host."""
     folder = Path(mkdtemp(prefix="keepalived-", dir=lab.directory))
     path = folder / "keepalived.conf"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
-from ipaddress import IPv4Address
 
 from attrs import define, field
 
+from kiwi.model import Address
 from tests.lab.laboratory import Lab
 from tests.lab.listening import Change, Ears
 
@@ -22,7 +22,7 @@ class Ledger:
     """
 
     _ears: Ears
-    carriers: dict[IPv4Address, set[str]] = field(factory=lambda: defaultdict(set), init=False)
+    carriers: dict[Address, set[str]] = field(factory=lambda: defaultdict(set), init=False)
     moves: list[Change] = field(factory=list, init=False)
     _read: int = field(default=0, init=False)
 
@@ -38,7 +38,7 @@ class Ledger:
                 self.moves.append(change)
         return self
 
-    def carried_by(self, host: str) -> list[IPv4Address]:
+    def carried_by(self, host: str) -> list[Address]:
         """The addresses that a host has."""
         return sorted(address for address, there in self.carriers.items() if host in there)
 
@@ -46,17 +46,17 @@ class Ledger:
         """When something came or went last; 0 if nothing did."""
         return self.moves[-1].when if self.moves else 0.0
 
-    def came(self, since: float, elsewhere_than: str = "") -> dict[IPv4Address, float]:
+    def came(self, since: float, elsewhere_than: str = "") -> dict[Address, float]:
         """When each address first came to a host after a moment, not counting one host."""
         return self._first(since, lambda move: move.present and move.host != elsewhere_than)
 
-    def went(self, host: str, since: float) -> dict[IPv4Address, float]:
+    def went(self, host: str, since: float) -> dict[Address, float]:
         """When each address first went from a host after a moment."""
         return self._first(since, lambda move: not move.present and move.host == host)
 
-    def most_carriers(self, wanted: Collection[IPv4Address], since: float) -> int:
+    def most_carriers(self, wanted: Collection[Address], since: float) -> int:
         """The most hosts that had any one of the addresses at the same instant, from a moment on."""
-        now: dict[IPv4Address, int] = defaultdict(int)
+        now: dict[Address, int] = defaultdict(int)
         earlier = [move for move in self.moves if move.when < since]
         for move in earlier:
             now[move.address] += 1 if move.present else -1
@@ -67,15 +67,15 @@ class Ledger:
                 most = max(most, now[move.address])
         return most
 
-    def _first(self, since: float, chosen: Callable[[Change], bool]) -> dict[IPv4Address, float]:
-        found: dict[IPv4Address, float] = {}
+    def _first(self, since: float, chosen: Callable[[Change], bool]) -> dict[Address, float]:
+        found: dict[Address, float] = {}
         for move in self.moves:
             if move.when >= since and chosen(move):
                 found.setdefault(move.address, move.when)
         return found
 
 
-def carried_once(ledger: Ledger, wanted: Iterable[IPv4Address]) -> bool:
+def carried_once(ledger: Ledger, wanted: Iterable[Address]) -> bool:
     """Whether each address has one carrier."""
     return all(len(ledger.carriers[address]) == 1 for address in wanted)
 

@@ -13,9 +13,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 from typing import Any
 
+from kiwi.model import ip
 from tests.fakes.apiserver_process import Loopback, RealAPIServer
 from tests.lab.laboratory import CHECKOUT, KIWI_OF_CHECKOUT
 from tests.lab.processes import Process
@@ -36,7 +36,7 @@ ALL_AT_ONCE = (
 
 def without_address(number: int) -> list[dict[str, Any]]:
     """So many Services as most are: for the inside of a cluster."""
-    definitions = services_of([IPv4Address("192.0.2.1")] * number, 2)
+    definitions = services_of([ip("192.0.2.1")] * number, 2)
     for index, definition in enumerate(definitions):
         definition["metadata"] |= {"name": f"inside-{index}", "labels": {"app.kubernetes.io/name": f"inside-{index}"}}
         del definition["spec"]["externalIPs"]

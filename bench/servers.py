@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from http.client import HTTPConnection
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
+from kiwi.model import Address
 from tests.fakes.apiserver_process import ADMIN_TOKEN, RealAPIServer
 from tests.lab.laboratory import CHECKOUT, CLUSTER, ETCD_PORT, Lab, service
 from tests.lab.waiting import wait_until
@@ -49,7 +49,7 @@ class Servers(Protocol):
     def clear_claims(self, lab: Lab) -> None:
         """Have a claim store that knows nobody."""
 
-    def publish(self, lab: Lab, wanted: Sequence[IPv4Address], ports: int = 1) -> None:
+    def publish(self, lab: Lab, wanted: Sequence[Address], ports: int = 1) -> None:
         """Have one Service for each address, with so many ports, and no others."""
 
     def creating(self, lab: Lab) -> AbstractContextManager[Create]:
@@ -62,7 +62,7 @@ class Servers(Protocol):
         """Start it again with the data that it had; when it answered first."""
 
 
-def services_of(wanted: Sequence[IPv4Address], ports: int) -> list[dict[str, Any]]:
+def services_of(wanted: Sequence[Address], ports: int) -> list[dict[str, Any]]:
     """One Service for each address."""
     return [
         service(f"web-{number}", [address], [(8000 + port, "TCP") for port in range(ports)])
@@ -121,7 +121,7 @@ class Plain(_InEtcd):
     def options(self, lab: Lab) -> Sequence[str]:
         return lab.agent_options()
 
-    def publish(self, lab: Lab, wanted: Sequence[IPv4Address], ports: int = 1) -> None:
+    def publish(self, lab: Lab, wanted: Sequence[Address], ports: int = 1) -> None:
         # Unlike those that are created, these outlast the server.
         folder = self._manifests(lab)
         (folder / "new").write_text("\n---\n".join(map(json.dumps, services_of(wanted, ports))))
@@ -238,7 +238,7 @@ class _Secure(ABC):
     def store_options(self) -> Sequence[str]:
         """The options that say where claims are."""
 
-    def publish(self, lab: Lab, wanted: Sequence[IPv4Address], ports: int = 1) -> None:
+    def publish(self, lab: Lab, wanted: Sequence[Address], ports: int = 1) -> None:
         put_services(self.server(lab), services_of(wanted, ports))
 
     @contextmanager

@@ -24,10 +24,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv4Address
 
 from attrs import frozen
 
+from kiwi.model import Address
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, Host, Lab
 from tests.lab.pinging import Sweeper, first_replies
 from tests.lab.waiting import Impatient
@@ -59,7 +59,7 @@ class Bench:
 
     lab: Lab
     servers: Plain
-    wanted: Sequence[IPv4Address]
+    wanted: Sequence[Address]
     ttls: Sequence[int]
     runs: int
     seconds: float
@@ -80,7 +80,7 @@ class Bench:
         return seconds
 
 
-def sweep(lab: Lab, concerned: Sequence[IPv4Address]) -> Sweeper:
+def sweep(lab: Lab, concerned: Sequence[Address]) -> Sweeper:
     """Pings to all of the addresses, no more of them than the machine bears."""
     return Sweeper(lab.client.namespace, concerned, max(0.1, len(concerned) / PACKETS_PER_SECOND))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
 
 from effect import ComposedDispatcher, Effect, base_dispatcher
 from twisted.application.service import IService, MultiService
@@ -18,10 +17,11 @@ from .claims.interface import IClaimStore
 from .converger import Converger
 from .heartbeat import Heartbeat
 from .logs import logger
-from .model import Cluster
-from .network.intents import Network, network_dispatcher
+from .model import Address, Cluster, Network
+from .network.intents import Network as HostNetwork
+from .network.intents import network_dispatcher
 from .planning import Terms
-from .selection import Network as Subnet
+from .selection import Attachment
 
 TIME_TO_DRAIN = 4.0
 """Seconds that an agent takes, at most, to take everything back when it is told to go."""
@@ -41,21 +41,24 @@ class Agent(MultiService):
     def __init__(
         self,
         terms: Terms,
-        ranges: Sequence[Subnet],
+        attachments: Sequence[Attachment],
+        ranges: Sequence[Network],
         clock: IReactorTime,
         store: IClaimStore,
-        network: Network,
+        network: HostNetwork,
         backoff: BackoffPolicy,
         watch_cluster: Callable[[ClusterChanged], IService],
         watch_host: Callable[[Callable[[], None]], IService],
-        watch_neighbours: Callable[[Callable[[IPv4Address, bytes], None]], IService],
+        watch_neighbours: Callable[[Callable[[Address, bytes, str], None]], IService],
         refused: Callable[[str], None],
         parts: Sequence[IService] = (),
     ) -> None:
         """
+        @param attachments: the interfaces that addresses go to.
+        @param ranges: the addresses that may be taken; where it is empty, that is for the interfaces to say.
         @param watch_cluster: makes the service that tells what Kubernetes asks for.
         @param watch_host: makes the service that tells of changes of the host.
-        @param watch_neighbours: makes the service that tells who on the link says to have which address.
+        @param watch_neighbours: makes the service that tells who says to have which address, and on which interface.
         @param refused: told why, once, when this agent must not run.
         @param parts: services that the others need: they start first, and stop when everything is taken back.
         """
@@ -67,7 +70,7 @@ class Agent(MultiService):
             return performed
 
         self._clock = clock
-        self.converger = Converger(terms, ranges, clock, perform_here, backoff, refused)
+        self.converger = Converger(terms, attachments, ranges, clock, perform_here, backoff, refused)
         for part in (
             *parts,
             self.converger,

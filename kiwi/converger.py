@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
-from ipaddress import IPv4Address
 from math import inf
 from typing import Any
 
@@ -19,10 +18,24 @@ from twisted.python.failure import Failure
 from .backoff import BackoffPolicy
 from .claims.interface import Granted, Lost, Released, Taken, Unavailable
 from .logs import logger, printable
-from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Cluster, Hold, Host, Mark
+from .model import (
+    CLOCK_DRIFT,
+    Address,
+    AgentRecord,
+    Assignment,
+    Claims,
+    Cluster,
+    Configured,
+    Hold,
+    Host,
+    Link,
+    Mark,
+    Network,
+    in_order,
+)
 from .network.interface import Assigned, NetworkError, Probed, Unassigned
 from .planning import FRESH, LONGEST_SETTLING, QUIET_LASTS, Announced, Plan, Recorded, Situation, Terms, Written, plan
-from .selection import Network, Refusal, Selection, select
+from .selection import Attachment, Reach, Refusal, Selection, reach, select
 from .steps import (
     ADDRESSES,
     FIREWALL,
@@ -133,11 +146,13 @@ class Converger(TwistedService):
     Makes what is so what should be so, for one agent.
 
     @ivar perform: performs an Effect on the reactor.
-    @ivar ranges: the addresses that may be taken; where it is empty, those are the subnets of the interface.
+    @ivar attachments: the interfaces that addresses go to.
+    @ivar ranges: the addresses that may be taken; where it is empty, that is for the interfaces to say.
     @ivar refused: told why, once, when this agent must not run: another one has its id.
     """
 
     terms: Terms
+    attachments: Sequence[Attachment]
     ranges: Sequence[Network]
     clock: IReactorTime
     perform: Callable[[Effect], Deferred[Any]]
@@ -146,40 +161,42 @@ class Converger(TwistedService):
 
     _cluster: Cluster | None = field(default=None, init=False)
     _selection: Selection | None = field(default=None, init=False)
-    _selected_for: tuple[object, object, object] = field(default=(None, None, None), init=False)
+    _selected_for: tuple[object, ...] = field(default=(None, None, None), init=False)
+    _reach: Reach | None = field(default=None, init=False)
+    _networks: tuple[Network, ...] | None = field(default=None, init=False)
     _told_refused: dict[Refusal, float] = field(factory=dict, init=False)
     _claims: Claims | None = field(default=None, init=False)
-    _heard: dict[IPv4Address, _Heard] = field(factory=dict, init=False)
-    _holds: dict[IPv4Address, Hold] = field(factory=dict, init=False)
-    _renewals_due: set[IPv4Address] = field(factory=set, init=False)
+    _heard: dict[Address, _Heard] = field(factory=dict, init=False)
+    _holds: dict[Address, Hold] = field(factory=dict, init=False)
+    _renewals_due: set[Address] = field(factory=set, init=False)
     _host: Host | None = field(default=None, init=False)
     _looked: float = field(default=-inf, init=False)
     _host_stale: bool = field(default=False, init=False)
     _host_unsure: bool = field(default=False, init=False)
-    _assigning: frozenset[IPv4Address] = field(default=frozenset(), init=False)
-    _adoptable: set[IPv4Address] = field(factory=set, init=False)
-    _extended: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _assigning: frozenset[Address] = field(default=frozenset(), init=False)
+    _adoptable: set[Address] = field(factory=set, init=False)
+    _extended: dict[Address, float] = field(factory=dict, init=False)
     _written: Written | None = field(default=None, init=False)
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
-    _announced: dict[IPv4Address, Announced] = field(factory=dict, init=False)
+    _announced: dict[Address, Announced] = field(factory=dict, init=False)
     _wary_until: float = field(default=-inf, init=False)
-    _own: AbstractSet[IPv4Address] = field(default=frozenset(), init=False)
-    _dropped: dict[IPv4Address, float] = field(factory=dict, init=False)
-    _carried: dict[IPv4Address, tuple[str, float]] = field(factory=dict, init=False)
-    _clear: set[IPv4Address] = field(factory=set, init=False)
-    _quiet: dict[IPv4Address, float] = field(factory=dict, init=False)
-    _contests: dict[IPv4Address, _Contest] = field(factory=dict, init=False)
-    _fresh: dict[IPv4Address, float] = field(factory=dict, init=False)
-    _foreign: dict[IPv4Address, _Foreign] = field(factory=dict, init=False)
-    _defended: dict[IPv4Address, float] = field(factory=dict, init=False)
-    _free_since: dict[IPv4Address, float] = field(factory=dict, init=False)
+    _own: AbstractSet[Address] = field(default=frozenset(), init=False)
+    _dropped: dict[Address, float] = field(factory=dict, init=False)
+    _carried: dict[Address, tuple[str, float]] = field(factory=dict, init=False)
+    _clear: set[Address] = field(factory=set, init=False)
+    _quiet: dict[Address, float] = field(factory=dict, init=False)
+    _contests: dict[Address, _Contest] = field(factory=dict, init=False)
+    _fresh: dict[Address, float] = field(factory=dict, init=False)
+    _foreign: dict[Address, _Foreign] = field(factory=dict, init=False)
+    _defended: dict[Address, float] = field(factory=dict, init=False)
+    _free_since: dict[Address, float] = field(factory=dict, init=False)
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
     _recorded: Recorded | None = field(default=None, init=False)
     _admitted: float | None = field(default=None, init=False)
     _recorded_at: float = field(default=-inf, init=False)
-    _claimed_here: set[IPv4Address] = field(factory=set, init=False)
+    _claimed_here: set[Address] = field(factory=set, init=False)
     _newest_agent: float = field(default=-inf, init=False)
     _known_until: dict[str, tuple[AgentRecord, float]] = field(factory=dict, init=False)
     _gave_up: dict[str, float] = field(factory=dict, init=False)
@@ -287,7 +304,7 @@ class Converger(TwistedService):
         others = held - self._claimed_here
         return evolve(claims, holders={**claims.holders, **dict.fromkeys(others, NAMESAKE)}) if others else claims
 
-    def _disown(self, addresses: AbstractSet[IPv4Address]) -> None:
+    def _disown(self, addresses: AbstractSet[Address]) -> None:
         """Another agent has these, or may have them now, whatever the store forgets."""
         self._dropped = {address: until for address, until in self._dropped.items() if address not in addresses}
         self._own = self._own - addresses
@@ -327,13 +344,17 @@ class Converger(TwistedService):
         self._host_stale = True
         self._wake()
 
-    def neighbour_heard(self, address: IPv4Address, mac: bytes) -> None:
-        """A machine on the link says that it has an address. See Note [Two who ask] in L{kiwi.planning}."""
+    def neighbour_heard(self, address: Address, mac: bytes, interface: str) -> None:
+        """
+        A machine on the link of an interface says that it has an address. See Note [Two who ask] in L{kiwi.planning}.
+        """
+        if self._selection is not None and self._selection.places.get(address, interface) != interface:
+            return
         now = self.clock.seconds()
         self._quiet.pop(address, None)
-        if self._host is None or address not in self._host.assigned or address in self._foreign:
+        if self._host is None or self._host.where.get(address) != interface or address in self._foreign:
             return
-        own = self._host.link.mac if self._host.link else b""
+        own = self._host.links[interface].mac if interface in self._host.links else b""
         fresh, defended = now < self._fresh.get(address, -inf), self._defended.get(address, -inf)
         if fresh and (own < mac or TIME_TO_YIELD <= now - defended < DEFENCE_INTERVAL):
             self._give_way(address, mac)
@@ -350,7 +371,7 @@ class Converger(TwistedService):
             )
             self._wake()
 
-    def _give_way(self, address: IPv4Address, mac: bytes) -> None:
+    def _give_way(self, address: Address, mac: bytes) -> None:
         seconds = self.terms.ttl * self.backoff.uniform(0.8, 1.2)
         self._foreign[address] = _Foreign(mac, self.clock.seconds() + seconds)
         self.log.error(
@@ -465,6 +486,8 @@ class Converger(TwistedService):
             wanted=wanted,
             eligible=self._selection.eligible if self._selection else {},
             undecided=self._selection.undecided if self._selection else frozenset(),
+            places=self._selection.places if self._selection else {},
+            networks=self._networks,
             claims=self._claims,
             heard=heard,
             holds=self._holds,
@@ -512,19 +535,27 @@ class Converger(TwistedService):
         self._clear |= over & assigned.keys() & self._holds.keys()
         self._fresh = {a: until for a, until in self._fresh.items() if a not in over}
 
-    def _select(self) -> Mapping[IPv4Address, frozenset[Mark]] | None:
+    def _select(self) -> Mapping[Address, frozenset[Mark]] | None:
         """The addresses that the Services may have; made anew only when what it rests on has changed."""
-        if self._cluster is None or self._host is None:
+        if self._cluster is None or self._host is None or self._reach is None:
             return None
         services, endpoints = self._cluster.services, self._cluster.endpoints
-        host = (self._host.own, self._host.subnets, self._host.gateways)
+        own = self._configured_by_others(self._host)
+        rests_on = (own, self._host.gateways, self._reach)
         for_services, for_endpoints, for_host = self._selected_for
-        if not (services is for_services and endpoints is for_endpoints and host == for_host and self._selection):
-            before, self._selection = self._selection, select(services.values(), self._host, self.ranges, endpoints)
-            self._selected_for = (services, endpoints, host)
+        if not (services is for_services and endpoints is for_endpoints and rests_on == for_host and self._selection):
+            before, host = self._selection, evolve(self._host, own=own)
+            self._selection = select(services.values(), host, self._reach, endpoints)
+            self._selected_for = (services, endpoints, rests_on)
             self._tell_refusals(self._selection.refusals, before.refusals if before else frozenset())
             self._tell_moves(self._selection, before)
         return self._selection.wanted
+
+    def _configured_by_others(self, host: Host) -> frozenset[Configured]:
+        """Where the kernel cannot tell, the claim does: what this agent has claimed, an earlier life put there."""
+        if not host.unclear:
+            return host.own
+        return frozenset(c for c in host.own if c.ip not in host.unclear or self._holder(c.ip) != self.terms.id)
 
     def _tell_refusals(self, refusals: frozenset[Refusal], before: frozenset[Refusal]) -> None:
         now = self.clock.seconds()
@@ -542,7 +573,7 @@ class Converger(TwistedService):
     def _tell_moves(self, selection: Selection, before: Selection | None) -> None:
         """Why what is held here is given back, where other hosts may carry it."""
         node = self.terms.record.node_name
-        for address in sorted(self._holds.keys() & selection.eligible.keys()):
+        for address in in_order(self._holds.keys() & selection.eligible.keys()):
             nodes, earlier = selection.eligible[address], before.eligible.get(address) if before else None
             if nodes and node not in nodes and (earlier is None or node in earlier):
                 self.log.info(
@@ -552,7 +583,7 @@ class Converger(TwistedService):
                     node=node,
                 )
 
-    def _may_try_for(self) -> Iterable[IPv4Address]:
+    def _may_try_for(self) -> Iterable[Address]:
         """The wanted addresses that this agent would carry if nobody did."""
         if self._selection is None or self._unfit:
             return ()
@@ -673,7 +704,7 @@ class Converger(TwistedService):
             self._rests[subject] = self.clock.seconds() + max(REST_OF_TAKEN, self.backoff.wait(tries))
 
     @_note.register
-    def _note_renew(self, step: Renew, results: Mapping[IPv4Address, Granted | Lost | Unavailable]) -> None:
+    def _note_renew(self, step: Renew, results: Mapping[Address, Granted | Lost | Unavailable]) -> None:
         for address, result in results.items():
             subject = ClaimTo(address)
             if isinstance(result, Unavailable):
@@ -728,7 +759,7 @@ class Converger(TwistedService):
             return
         self._store_answered(RECORD)
         if isinstance(result, Granted):
-            self._registration_due = step.record.standby != bool(self._unfit)
+            self._registration_due = step.record != self._own_record()
             self._registered = True
             if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()
@@ -745,13 +776,18 @@ class Converger(TwistedService):
         else:
             self._rests[RECORD] = self.clock.seconds() + REST_OF_TAKEN
 
+    def _own_record(self) -> AgentRecord:
+        """What the store should have as this agent's record."""
+        return evolve(self.terms.record, standby=bool(self._unfit), networks=self._networks)
+
     def _is_earlier_life(self, replaced: AgentRecord | None) -> bool:
         """
         Whether it may be an earlier life of this agent that has its id in the store, which knows no better: where the
         watch tells of one that was not yet to be replaced, or of nothing yet.
         """
         there = self._claims.agents.get(self.terms.id) if self._claims else None
-        return there is None or (there.place == self.terms.record.place and there != replaced)
+        own = self.terms.record
+        return there is None or (there.place == own.place and (there != replaced or there.instance == own.instance))
 
     def _watch_for_twin(self, now: float) -> None:
         """See Note [One agent of a name] in L{kiwi.planning}."""
@@ -788,6 +824,12 @@ class Converger(TwistedService):
     @_note.register
     def _note_host(self, step: LookAtHost, host: Host) -> None:
         before, self._host = self._host, host
+        if self._reach is None or before is None or before.subnets != host.subnets:
+            self._reach = reach(self.attachments, self.ranges, host.subnets)
+        networks = self._reach.networks(name for name, link in host.links.items() if link.ready)
+        if networks != self._networks:
+            self._networks = networks
+            self._registration_due = True
         self._host_stale = self._host_unsure = False
         self._looked = self.clock.seconds()
         self._succeeded(ADDRESSES)
@@ -798,22 +840,25 @@ class Converger(TwistedService):
                 holders = self._claims.holders
                 earlier = {a: self.terms.id for a in host.assigned if holders.get(a) == NAMESAKE}
                 self._claims = evolve(self._claims, holders={**holders, **earlier})
-        if before is None or before.link != host.link:
-            self._log_link(host)
-            # Behind a carrier that has come back there may be another switch, which knows nothing yet.
-            self._announced.clear()
-        for missing in set(before.assigned if before else ()) - set(host.assigned):
+        for attachment in self.attachments:
+            name = attachment.interface
+            link = host.links.get(name)
+            if before is None or before.links.get(name) != link:
+                self._log_link(name, link)
+                # Behind a carrier that has come back there may be another switch, which knows nothing yet.
+                self._announced = {a: last for a, last in self._announced.items() if host.where.get(a) != name}
+        for missing in in_order(before.assigned.keys() - host.assigned.keys() if before else ()):
             self._announced.pop(missing, None)
             self._extended.pop(missing, None)
             self.log.warn("{address}: is gone from the interface", address=missing)
 
-    def _log_link(self, host: Host) -> None:
-        if host.link is None:
-            self.log.warn("the interface does not exist; nothing can be carried here until it does")
-        elif not host.link.ready:
-            self.log.warn("{interface} is down; nothing can be carried here until it is up", interface=host.link.name)
+    def _log_link(self, name: str, link: Link | None) -> None:
+        if link is None:
+            self.log.warn("{interface} does not exist; nothing can be carried there until it does", interface=name)
+        elif not link.ready:
+            self.log.warn("{interface} is down; nothing can be carried there until it is up", interface=name)
         else:
-            self.log.info("{interface} is up", interface=host.link.name)
+            self.log.info("{interface} is up", interface=name)
 
     @_note.register
     def _note_assign(self, step: Assign, result: Assigned) -> None:
@@ -822,7 +867,9 @@ class Converger(TwistedService):
         if before.keys() <= asked.keys():
             self._written = Written(self.clock.seconds(), min(asked.values()))
         if self._host is not None:
-            self._host = evolve(self._host, assigned={**before, **result.expires})
+            places = {each.address: each.interface for each in step.assignments if each.address in result.expires}
+            where = {**self._host.where, **places}
+            self._host = evolve(self._host, assigned={**before, **result.expires}, where=where)
         for address in result.expires:
             self._extended[address] = asked[address]
             self._succeeded(AssignmentOf(address))
@@ -839,8 +886,8 @@ class Converger(TwistedService):
     def _note_unassign(self, step: Unassign, result: Unassigned) -> None:
         if self._host is not None:
             left = {a: expires for a, expires in self._host.assigned.items() if a not in result.gone}
-            self._host = evolve(self._host, assigned=left)
-        for address in sorted(result.gone):
+            self._host = evolve(self._host, assigned=left, where={a: self._host.where[a] for a in left})
+        for address in in_order(result.gone):
             self._adoptable.discard(address)
             self._announced.pop(address, None)
             self._extended.pop(address, None)
@@ -873,7 +920,8 @@ class Converger(TwistedService):
         self._succeeded(PROBES)
         now = self.clock.seconds()
         # What another agent has claimed by now, that one may have answered for.
-        for address in sorted(a for a in step.addresses if self._holder(a) in (None, self.terms.id)):
+        asked = (placement.address for placement in step.placements)
+        for address in in_order(a for a in asked if self._holder(a) in (None, self.terms.id)):
             contest = self._contests.pop(address, None)
             if address in result.owners:
                 self._foreign[address] = _Foreign(result.owners[address], now + self.terms.ttl)
@@ -889,7 +937,7 @@ class Converger(TwistedService):
             else:
                 self._quiet[address] = now + QUIET_LASTS
 
-    def _note_contest(self, address: IPv4Address, mac: bytes, rounds: int) -> None:
+    def _note_contest(self, address: Address, mac: bytes, rounds: int) -> None:
         """Another machine has asked for an address, too."""
         shortest, longest = SILENCE * self.terms.probe_wait, LONGEST_SILENCE * self.terms.probe_wait
         wait = BackoffPolicy(shortest, longest, self.backoff.uniform).wait(rounds)
@@ -928,16 +976,16 @@ class Converger(TwistedService):
         self._marks, self._unmarked = None, True
         self._succeeded(FIREWALL)
 
-    def _holder(self, address: IPv4Address) -> str | None:
+    def _holder(self, address: Address) -> str | None:
         """Who has the claim to an address, as far as this agent knows."""
         if address in self._heard:
             return self._heard[address].holder
         return self._claims.holders.get(address) if self._claims else None
 
-    def _hear(self, address: IPv4Address, holder: str | None) -> None:
+    def _hear(self, address: Address, holder: str | None) -> None:
         self._heard[address] = _Heard(holder, self.clock.seconds())
 
-    def _services_of(self, address: IPv4Address) -> str:
+    def _services_of(self, address: Address) -> str:
         """The Services that want an address, for the log."""
         marks = self._selection.wanted.get(address, frozenset()) if self._selection else frozenset()
         return ", ".join(sorted({mark.service for mark in marks}))

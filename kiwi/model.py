@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+)
 
 from attrs import field, frozen
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Configured = IPv4Interface | IPv6Interface
+"""An address together with the network that it was configured with."""
 
 CLOCK_DRIFT = 0.01
 """The part by which a clock may run slow or fast."""
@@ -34,22 +45,53 @@ class _QuickIPv4Address(IPv4Address):
         return f"IPv4Address('{self}')"
 
 
-_one_of_each = lru_cache(2**16)(_QuickIPv4Address)
+class _QuickIPv6Address(IPv6Address):
+    """The same for an IPv6 address."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, address: int) -> None:
+        super().__init__(address)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"IPv6Address('{self}')"
+
+
+_one_of_each_ipv4 = lru_cache(2**16)(_QuickIPv4Address)
+_one_of_each_ipv6 = lru_cache(2**16)(_QuickIPv6Address)
 
 
 @lru_cache(2**16)
-def ipv4(address: str | bytes) -> IPv4Address:
+def ip(address: str | bytes) -> Address:
     """
-    The address that this text, or these four bytes, stand for: the same object each time. Raises
-    L{ipaddress.AddressValueError}, which is a L{ValueError}.
+    The address that this text, or these four or sixteen bytes, stand for, whichever way it is spelt: the same object
+    each time. Raises L{ValueError}, also for an address with a zone (RFC 4007), which means something on one host only.
     """
-    return _one_of_each(int(IPv4Address(address)))
-
-
-def ip(address: str) -> Address:
-    """The address, of either family, that this text stands for. Raises L{ValueError}."""
     found = ip_address(address)
-    return ipv4(found.packed) if isinstance(found, IPv4Address) else found
+    if isinstance(found, IPv4Address):
+        return _one_of_each_ipv4(int(found))
+    if found.scope_id is not None:
+        raise ValueError(f"{address!r} has a zone, which means something on one host only")
+    return _one_of_each_ipv6(int(found))
+
+
+def order(address: Address) -> tuple[int, int]:
+    """The place of an address in any order of addresses of both families: those of IPv4 come first."""
+    return address.version, int(address)
+
+
+def in_order(addresses: Iterable[Address]) -> list[Address]:
+    """Addresses of both families, sorted."""
+    return sorted(addresses, key=order)
+
+
+def network_order(one: Network) -> tuple[int, int, int]:
+    """The same as L{order}, for networks."""
+    return one.version, int(one.network_address), one.prefixlen
 
 
 class Protocol(Enum):
@@ -168,11 +210,11 @@ class Cluster:
     unfit: str = ""
 
 
-@frozen(order=True, cache_hash=True)
+@frozen(cache_hash=True)
 class Mark:
     """Traffic to one port of one public address, marked on behalf of one Service."""
 
-    address: IPv4Address
+    address: Address
     protocol: Protocol
     port: int
     service: str
@@ -181,13 +223,23 @@ class Mark:
 @frozen
 class Assignment:
     """
-    A public address that may be on the interface until a moment.
+    A public address that may be on an interface until a moment.
 
     @ivar expires: on the agent's monotonic clock, in seconds. The kernel is told to remove the address no later.
+    @ivar interface: its name.
     """
 
-    address: IPv4Address
+    address: Address
     expires: float
+    interface: str
+
+
+@frozen
+class Placement:
+    """A public address, and the name of the interface that it goes to."""
+
+    address: Address
+    interface: str
 
 
 @frozen
@@ -199,7 +251,7 @@ class Hold:
     @ivar since: when the claim was won or adopted, on the same clock.
     """
 
-    address: IPv4Address
+    address: Address
     sent: float
     since: float
 
@@ -216,6 +268,7 @@ class AgentRecord:
     @ivar leaving: it is taking everything back, and tries for nothing any more.
     @ivar node: the name of its Node in Kubernetes; empty where that is its id.
     @ivar standby: it carries nothing and tries for nothing, but it stays.
+    @ivar networks: where addresses must be for it to carry them, in order; C{None} where it does not say.
     """
 
     id: str
@@ -225,6 +278,7 @@ class AgentRecord:
     leaving: bool = False
     node: str = ""
     standby: bool = False
+    networks: tuple[Network, ...] | None = None
 
     @property
     def node_name(self) -> str:
@@ -243,7 +297,7 @@ class Claims:
     @ivar lost: some agent has found so within the last TTL.
     """
 
-    holders: Mapping[IPv4Address, str] = field(factory=dict)
+    holders: Mapping[Address, str] = field(factory=dict)
     agents: Mapping[str, AgentRecord] = field(factory=dict)
     losses: int = 0
     lost: bool = False
@@ -252,7 +306,7 @@ class Claims:
 @frozen
 class Link:
     """
-    The interface that addresses go to.
+    An interface that addresses go to.
 
     @ivar mac: six bytes; empty where the link layer has none.
     @ivar ready: it is administratively up and has carrier.
@@ -271,16 +325,21 @@ class Host:
     """
     What is on this host, as its kernel tells it.
 
-    @ivar link: the interface of the agent, or C{None} while it does not exist.
-    @ivar assigned: the addresses that carry Kiwi's tag on that interface, and when the kernel removes each one: seconds
-        on the agent's monotonic clock, infinity where it never does.
-    @ivar subnets: the addresses with their networks that somebody else configured on that interface.
+    @ivar links: the interfaces of the agent, by name, but for those that do not exist.
+    @ivar assigned: the addresses that carry Kiwi's tag on these interfaces, and when the kernel removes each one:
+        seconds on the agent's monotonic clock, infinity where it never does.
+    @ivar where: the name of the interface that each of these is on.
+    @ivar subnets: the addresses with their networks that somebody else configured on each of these interfaces.
     @ivar own: every address that somebody else configured, on whichever interface, with its network.
     @ivar gateways: the next hops of the default routes.
+    @ivar unclear: of C{own}, what an earlier life of this agent may have put on these interfaces, for the kernel keeps
+        no tag: addresses with a lifetime and a prefix of their whole length.
     """
 
-    link: Link | None
-    assigned: Mapping[IPv4Address, float] = field(factory=dict)
-    subnets: frozenset[IPv4Interface] = frozenset()
-    own: frozenset[IPv4Interface] = frozenset()
-    gateways: frozenset[IPv4Address] = frozenset()
+    links: Mapping[str, Link] = field(factory=dict)
+    assigned: Mapping[Address, float] = field(factory=dict)
+    where: Mapping[Address, str] = field(factory=dict)
+    subnets: Mapping[str, frozenset[Configured]] = field(factory=dict)
+    own: frozenset[Configured] = frozenset()
+    gateways: frozenset[Address] = frozenset()
+    unclear: frozenset[Address] = frozenset()

@@ -98,7 +98,8 @@ than a TTL, nobody knows who has had the address since. In both cases it is aske
 Note [Eligible]
 ~~~~~~~~~~~~~~~
 Some addresses may be only on some Nodes (L{kiwi.selection}), and agents say in their records which Node each one is on.
-Only agents that are on one of those are ranked for such an address and try for it. Nobody is told when a carrier's Node
+Only agents that are on one of those are ranked for such an address and try for it. The same is so for agents whose
+records say that no interface of theirs that is up holds it (C{networks}). Nobody is told when a carrier's Node
 is not among them any more: all agents hear it from Kubernetes. The carrier takes the address off and gives the claim
 back at once, for nothing on its host answers any more; who will try first marks the traffic meanwhile. An agent that
 has not heard it yet waits for nobody for long, and takes nothing away from anybody: the claim decides, as ever.
@@ -112,13 +113,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
-from ipaddress import IPv4Address
 from itertools import islice
 from math import ceil, inf
 
 from attrs import evolve, field, frozen
 
-from .model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Hold, Host, Mark
+from .model import CLOCK_DRIFT, Address, AgentRecord, Assignment, Claims, Hold, Host, Mark, Network, Placement, in_order
 from .steps import (
     ADDRESSES,
     FIREWALL,
@@ -282,6 +282,8 @@ class Situation:
     @ivar wanted: the traffic to mark by address, or C{None} while the Services are not known.
     @ivar eligible: names of the Nodes that may carry an address. One that is not here may be carried by any.
     @ivar undecided: addresses of which it is not known yet who may carry them.
+    @ivar places: the interface that each wanted address goes to.
+    @ivar networks: where addresses must be for this host to carry them now; C{None} before the host was looked at.
     @ivar claims: what the store was last heard to know, or C{None} before that.
     @ivar heard: what the store answered about single addresses since then: the holder, or C{None} for no claim.
     @ivar holds: this agent's own claims. A hold that has ended is as none.
@@ -324,31 +326,33 @@ class Situation:
     """
 
     now: float
-    wanted: Mapping[IPv4Address, frozenset[Mark]] | None = None
-    eligible: Mapping[IPv4Address, frozenset[str]] = field(factory=dict)
-    undecided: AbstractSet[IPv4Address] = frozenset()
+    wanted: Mapping[Address, frozenset[Mark]] | None = None
+    eligible: Mapping[Address, frozenset[str]] = field(factory=dict)
+    undecided: AbstractSet[Address] = frozenset()
+    places: Mapping[Address, str] = field(factory=dict)
+    networks: tuple[Network, ...] | None = None
     claims: Claims | None = None
-    heard: Mapping[IPv4Address, str | None] = field(factory=dict)
-    holds: Mapping[IPv4Address, Hold] = field(factory=dict)
+    heard: Mapping[Address, str | None] = field(factory=dict)
+    holds: Mapping[Address, Hold] = field(factory=dict)
     store_troubled: bool = False
-    renewals_due: AbstractSet[IPv4Address] = frozenset()
+    renewals_due: AbstractSet[Address] = frozenset()
     host: Host | None = None
     looked: float = -inf
     host_stale: bool = False
     host_unsure: bool = False
-    assigning: AbstractSet[IPv4Address] = frozenset()
-    adoptable: AbstractSet[IPv4Address] = frozenset()
-    extended: Mapping[IPv4Address, float] = field(factory=dict)
+    assigning: AbstractSet[Address] = frozenset()
+    adoptable: AbstractSet[Address] = frozenset()
+    extended: Mapping[Address, float] = field(factory=dict)
     written: Written | None = None
     marks: frozenset[Mark] | None = None
     marks_stale: bool = False
-    announced: Mapping[IPv4Address, Announced] = field(factory=dict)
-    new: AbstractSet[IPv4Address] = frozenset()
-    contested: Mapping[IPv4Address, float] = field(factory=dict)
-    foreign: AbstractSet[IPv4Address] = frozenset()
+    announced: Mapping[Address, Announced] = field(factory=dict)
+    new: AbstractSet[Address] = frozenset()
+    contested: Mapping[Address, float] = field(factory=dict)
+    foreign: AbstractSet[Address] = frozenset()
     wary_until: float = -inf
-    own: AbstractSet[IPv4Address] = frozenset()
-    free_since: Mapping[IPv4Address, float] = field(factory=dict)
+    own: AbstractSet[Address] = frozenset()
+    free_since: Mapping[Address, float] = field(factory=dict)
     registration_due: bool = False
     admitted: float | None = -inf
     recorded_until: float = inf
@@ -378,7 +382,7 @@ class Plan:
     look: float = inf
 
 
-def rank(address: IPv4Address, agent: str, others: Iterable[str]) -> int:
+def rank(address: Address, agent: str, others: Iterable[str]) -> int:
     """
     How many agents come before this one for an address, by rendezvous hashing: every agent ranks all the same, and when
     one goes, the addresses for which it came first spread evenly over the others.
@@ -387,7 +391,7 @@ def rank(address: IPv4Address, agent: str, others: Iterable[str]) -> int:
     return sum(_weight(address, other) > own for other in others if other != agent)
 
 
-def _weight(address: IPv4Address, agent: str) -> bytes:
+def _weight(address: Address, agent: str) -> bytes:
     return blake2b(address.packed + agent.encode(), digest_size=8).digest()
 
 
@@ -404,15 +408,21 @@ class _Planner:
         self.terms = terms
         self.now = situation.now
         self.look = inf
-        self.assigned: Mapping[IPv4Address, float] = situation.host.assigned if situation.host else {}
+        self.assigned: Mapping[Address, float] = situation.host.assigned if situation.host else {}
         self.live = {a: hold for a, hold in situation.holds.items() if self._is_ahead(terms.hold_ends(hold))}
         known = situation.claims.holders if situation.claims else {}
         self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
-        self.ready = situation.host is not None and situation.host.link is not None and situation.host.link.ready
+        self.where: Mapping[Address, str] = situation.host.where if situation.host else {}
+        self.up = {name for name, link in situation.host.links.items() if link.ready} if situation.host else set()
         self.recorded = situation.admitted is not None and self.now < situation.recorded_until
         self.agents = {**situation.recalled, **(situation.claims.agents if situation.claims else {})}
         self.leaving = {agent for agent, record in self.agents.items() if record.leaving or record.standby}
         self.staying = self.agents.keys() - self.leaving - situation.gave_up
+        self.elsewhere = {
+            agent: networks
+            for agent in self.staying - {terms.id}
+            if (networks := self.agents[agent].networks) not in (None, situation.networks)
+        }
         self.going = situation.draining or situation.unfit
         self.handing_over = self._is_handing_over()
         self.not_yet = self._waiting_for_their_turn()
@@ -445,32 +455,52 @@ class _Planner:
         """Whether a step may work on something: no other one does, and it is not resting from a failure."""
         return subject not in self.see.busy and not self._is_ahead(self.see.rests.get(subject, -inf))
 
-    def _may_ask_about(self, address: IPv4Address) -> bool:
+    def _may_ask_about(self, address: Address) -> bool:
         """Whether a step may ask the store about a claim now. If so, count it as asked about."""
         if self.claims_to_ask < 1 or not self._is_available(ClaimTo(address)):
             return False
         self.claims_to_ask -= 1
         return True
 
-    def _is_wanted_here(self, address: IPv4Address) -> bool:
+    def _is_wanted_here(self, address: Address) -> bool:
         """Whether this agent would carry an address that it holds. Services that are not known want what they did."""
         if self.going and address not in self.not_yet:
             return False
-        return self.ready and (self.see.wanted is None or address in self.see.wanted) and self._is_eligible(address)
+        is_wanted = self.see.wanted is None or address in self.see.wanted
+        return is_wanted and self._is_up(address) and self._is_eligible(address)
 
-    def _is_eligible(self, address: IPv4Address) -> bool:
+    def _place(self, address: Address) -> str:
+        """The interface that an address goes to, or is on while that is not known."""
+        return self.see.places.get(address) or self.where.get(address, "")
+
+    def _is_up(self, address: Address) -> bool:
+        """Whether the interface of an address is ready."""
+        place = self._place(address)
+        return place in self.up if place else bool(self.up)
+
+    def _is_misplaced(self, address: Address) -> bool:
+        """Whether an address is on an interface that it does not go to (any more)."""
+        place = self.see.places.get(address)
+        return place is not None and self.where.get(address, place) != place
+
+    def _is_eligible(self, address: Address) -> bool:
         """Whether this agent's Node may carry an address, as far as is known. See Note [Eligible]."""
         nodes = self.see.eligible.get(address)
         return nodes is None or self.terms.record.node_name in nodes
 
-    def _candidates(self, address: IPv4Address) -> AbstractSet[str]:
+    def _candidates(self, address: Address) -> AbstractSet[str]:
         """The agents that would carry an address. See Note [Eligible]."""
         nodes = self.see.eligible.get(address)
-        if nodes is None:
+        if nodes is None and not self.elsewhere:
             return self.staying
-        return {agent for agent in self.staying if self.agents[agent].node_name in nodes}
+        return {
+            agent
+            for agent in self.staying
+            if (nodes is None or self.agents[agent].node_name in nodes)
+            and (agent not in self.elsewhere or any(address in network for network in self.elsewhere[agent] or ()))
+        }
 
-    def _is_moving(self, address: IPv4Address, holder: str) -> bool:
+    def _is_moving(self, address: Address, holder: str) -> bool:
         """Whether an agent that has the claim to an address is about to give it back."""
         if holder in self.leaving:
             return True
@@ -486,7 +516,7 @@ class _Planner:
             and self._is_ahead(self.see.going_since + LONGEST_HAND_OVER)
         )
 
-    def _waiting_for_their_turn(self) -> AbstractSet[IPv4Address]:
+    def _waiting_for_their_turn(self) -> AbstractSet[Address]:
         """What an agent that is going still carries. See Note [Handing over]."""
         if not self.handing_over:
             return frozenset()
@@ -500,14 +530,14 @@ class _Planner:
             return carried
         going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
         # What is being renewed could not be released at once.
-        can_go = sorted(address for address in carried if ClaimTo(address) not in self.see.busy)
+        can_go = in_order(address for address in carried if ClaimTo(address) not in self.see.busy)
         together = max(HAND_OVER_TOGETHER, len(self.live) // HAND_OVER_PART)
         return carried.difference(can_go[: max(0, together - going)])
 
     def _asked_about_what_is_not_held(self) -> int:
         return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)
 
-    def _is_given_up(self, address: IPv4Address) -> bool:
+    def _is_given_up(self, address: Address) -> bool:
         """Whether an address that is held cannot be put up here, or is another machine's."""
         if address in self.assigned or address in self.see.foreign:
             return address in self.see.foreign
@@ -522,7 +552,7 @@ class _Planner:
         cannot_ask = failures.get(PROBES, 0) >= TRIES_TO_PROVISION and self._is_ahead(rests.get(PROBES, -inf))
         return cannot_ask or failures.get(FIREWALL, 0) >= TRIES_TO_PROVISION
 
-    def _may_adopt(self, address: IPv4Address) -> bool:
+    def _may_adopt(self, address: Address) -> bool:
         """
         Whether to wait for word on an address of an earlier life: it may be ours still, and the kernel removes it in
         time if it is not.
@@ -534,7 +564,7 @@ class _Planner:
             return False
         return self.see.claims is None or self.holders.get(address) == self.terms.id
 
-    def _is_wanted_here_or_unknown(self, address: IPv4Address) -> bool:
+    def _is_wanted_here_or_unknown(self, address: Address) -> bool:
         if self.see.draining or (self.see.unfit and not self.handing_over):
             return False
         return (self.see.wanted is None or address in self.see.wanted) and self._is_eligible(address)
@@ -544,10 +574,10 @@ class _Planner:
         A leaving agent says so first, so that others do not wait for it, and keeps its id until it has taken everything
         back: whoever has the id next would take what is left for its own.
 
-        Whether the host is fit may change while the store does not answer, and then nobody knows what it has as this
-        agent's record; so each of both replaces the other one.
+        What the record has to say may change while the store does not answer, and then nobody knows what it has as this
+        agent's record: it replaces what the watch tells of, or else what was confirmed last.
         """
-        see, own = self.see, self.terms.record
+        see, own = self.see, evolve(self.terms.record, standby=self.see.unfit, networks=self.see.networks)
         if not self._is_available(RECORD):
             return
         last = see.recorded.record if see.recorded is not None else own
@@ -556,23 +586,26 @@ class _Planner:
             if not (claiming or asked or self.live or self.assigned or see.host is None):
                 yield Deregister(last)
             elif not last.leaving:
-                yield Register(evolve(own, leaving=True), last)
-        elif not see.draining and see.registration_due and see.claims is not None:
+                yield Register(evolve(own, leaving=True, standby=False), last)
+        elif not see.draining and see.registration_due and see.claims is not None and see.host is not None:
+            # A store that was restored from a backup may know an earlier life of this agent.
             there = see.claims.agents.get(self.terms.id)
-            earlier = there if there is not None and there.instance != own.instance else None
-            record, other = evolve(own, standby=see.unfit), evolve(own, standby=not see.unfit)
-            if see.admitted is not None:
-                # A store that was restored from a backup may know an earlier life of this agent.
-                yield Register(record, earlier if earlier and earlier.place == own.place else other)
-            elif not self._is_ahead(see.wary_until) and (earlier is None or earlier.place == own.place):
-                yield Register(record, earlier or other)
+            is_another = there is not None and there.place != own.place
+            if see.admitted is not None or not (self._is_ahead(see.wary_until) or is_another):
+                before = (there, last, evolve(own, standby=not own.standby))
+                replaced = next((each for each in before if each not in (None, own)), None)
+                yield Register(own, None if is_another else replaced)
 
     def _addresses(self) -> Iterable[Step]:
         see = self.see
         if not self._is_available(ADDRESSES):
             return
-        away = frozenset(a for a in self.assigned if a not in self.kept and a not in self.adopting)
-        away = frozenset(a for a in away if self._is_available(AssignmentOf(a)))
+        away = frozenset(
+            a
+            for a in self.assigned
+            if (a not in self.kept and a not in self.adopting) or self._is_misplaced(a)
+            if self._is_available(AssignmentOf(a))
+        )
         writable = [
             a for a in self.kept if self._is_marked(a) and not self._is_new(a) and self._ends(a) - self.now >= 1
         ]
@@ -583,7 +616,7 @@ class _Planner:
         elif see.host is None or see.host_unsure or (see.host_stale and not self._is_ahead(see.looked + LOOK_INTERVAL)):
             yield LookAtHost()
 
-    def _assignments(self, writable: Sequence[IPv4Address]) -> frozenset[Assignment]:
+    def _assignments(self, writable: Sequence[Address]) -> frozenset[Assignment]:
         """What to write of all that may be written. See Note [Written together]."""
         due = [a for a in writable if self._is_assignment_due(a) and self._is_available(AssignmentOf(a))]
         written = self.see.written
@@ -592,14 +625,14 @@ class _Planner:
             ends = written.ends - ALONE_ENDS_BEFORE
             is_long_enough = ends - self.now >= SHORTEST_ALONE and all(self._ends(a) >= written.ends for a in missing)
             if is_long_enough and self._is_ahead(written.at + ALL_AGAIN):
-                return frozenset(Assignment(a, ends) for a in missing)
-        return frozenset(Assignment(a, self._ends(a)) for a in writable) if due else frozenset()
+                return frozenset(Assignment(a, ends, self._place(a)) for a in missing)
+        return frozenset(Assignment(a, self._ends(a), self._place(a)) for a in writable) if due else frozenset()
 
-    def _is_new(self, address: IPv4Address) -> bool:
+    def _is_new(self, address: Address) -> bool:
         """Whether the neighbours must be asked before an address is assigned."""
         return address in self.see.new and address not in self.assigned and self.terms.probe_wait > 0
 
-    def _probes(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
+    def _probes(self, trying: AbstractSet[Address]) -> Iterable[Step]:
         """
         The answer is needed before an address is assigned, and may be waited for while it is claimed, by the agent that
         mostly gets the claim: others of its fleet would disturb it. See Note [Two who ask].
@@ -607,21 +640,23 @@ class _Planner:
         contested = self.see.contested
         hopeful = {a for a in trying if not rank(a, self.terms.id, self._candidates(a))}
         asked = frozenset(
-            a for a in self.kept | hopeful if self._is_new(a) and not self._is_ahead(contested.get(a, -inf))
+            Placement(a, self._place(a))
+            for a in self.kept | hopeful
+            if self._is_new(a) and self._is_up(a) and not self._is_ahead(contested.get(a, -inf))
         )
-        if asked and self.ready and not self.going and self._is_available(PROBES):
+        if asked and not self.going and self._is_available(PROBES):
             yield Probe(asked, self.terms.probe_wait)
 
-    def _is_marked(self, address: IPv4Address) -> bool:
+    def _is_marked(self, address: Address) -> bool:
         if self.see.wanted is None:
             return address in self.assigned
         return self.see.marks is not None and self.see.wanted[address] <= self.see.marks
 
-    def _ends(self, address: IPv4Address) -> float:
+    def _ends(self, address: Address) -> float:
         """Until when an address that is kept may be assigned."""
         return self.terms.assignment_ends(self.live[address], len(self.kept))
 
-    def _is_assignment_due(self, address: IPv4Address) -> bool:
+    def _is_assignment_due(self, address: Address) -> bool:
         """Whether the kernel should be told to keep an address, or to keep it for longer."""
         ends = self._ends(address)
         expires = self.assigned.get(address)
@@ -633,14 +668,14 @@ class _Planner:
         # Somebody changed the lifetime by hand. Lifetimes are whole seconds, which the kernel tells rounded up.
         return expires > ends + 1.5 or expires < asked_for - 2.5
 
-    def _tried_for(self) -> AbstractSet[IPv4Address]:
+    def _tried_for(self) -> AbstractSet[Address]:
         """Addresses that are being claimed right now."""
         wanted = self.see.wanted or {}
         asked = {subject.address for subject in self.see.busy if isinstance(subject, ClaimTo)}
         # The watch may tell of a claim that was won before the answer does.
         return {a for a in asked if a in wanted and a not in self.live and self.holders.get(a) in (None, self.terms.id)}
 
-    def _firewall(self, trying: AbstractSet[IPv4Address]) -> Iterable[Step]:
+    def _firewall(self, trying: AbstractSet[Address]) -> Iterable[Step]:
         """
         Marks do nothing where the address is not, so those of an address that is being claimed may be set meanwhile,
         or before that (Note [Handing over]); but not over and over while the store does not answer. They stay as long
@@ -667,10 +702,10 @@ class _Planner:
             if due != see.marks:
                 yield MarkTraffic(due)
 
-    def _about_to_be_free(self) -> AbstractSet[IPv4Address]:
+    def _about_to_be_free(self) -> AbstractSet[Address]:
         """What agents are about to give back, and what this one will be the first to try for."""
         see = self.see
-        if not (self.leaving or see.eligible) or see.admitted is None or not self.ready:
+        if not (self.leaving or see.eligible) or see.admitted is None:
             return frozenset()
         return {
             a
@@ -681,16 +716,18 @@ class _Planner:
             and not rank(a, self.terms.id, self._candidates(a))
         }
 
-    def _may_try_for(self, address: IPv4Address) -> bool:
-        return address not in self.see.undecided and self._is_eligible(address)
+    def _may_try_for(self, address: Address) -> bool:
+        return address not in self.see.undecided and self._is_eligible(address) and self._is_up(address)
 
     def _announcements(self) -> Iterable[Step]:
         if not self._is_available(NEIGHBOURS):
             return
         due = frozenset(
-            Assignment(a, self.terms.hold_ends(self.live[a]))
+            Assignment(a, self.terms.hold_ends(self.live[a]), self._place(a))
             for a in self.kept
-            if a in self.assigned and not (a in self.see.announced and self._is_ahead(self.see.announced[a].next))
+            if a in self.assigned
+            and not self._is_misplaced(a)
+            and not (a in self.see.announced and self._is_ahead(self.see.announced[a].next))
         )
         if due:
             yield Announce(due)
@@ -712,16 +749,16 @@ class _Planner:
         while together := frozenset(islice(free, RENEW_TOGETHER)):
             yield Renew(together)
 
-    def _is_due_soon(self, address: IPv4Address) -> bool:
+    def _is_due_soon(self, address: Address) -> bool:
         """Whether a claim must be confirmed now: not where it is given back long before it ends."""
         given_back = self.see.going_since + LONGEST_HAND_OVER
         return not self.handing_over or self.terms.hold_ends(self.live[address]) < given_back
 
-    def _is_safe(self, address: IPv4Address) -> bool:
+    def _is_safe(self, address: Address) -> bool:
         """Whether no other agent may still carry an address whose claim the store has lost."""
         return address in self.see.own or not self._is_ahead(self.see.wary_until)
 
-    def _is_doubtful(self, address: IPv4Address) -> bool:
+    def _is_doubtful(self, address: Address) -> bool:
         """Whether the store was heard to know nothing of a claim that this agent holds."""
         return self.see.claims is not None and self.holders.get(address) != self.terms.id
 
@@ -742,7 +779,7 @@ class _Planner:
         see = self.see
         if see.admitted is None or see.wanted is None or see.claims is None:
             return
-        if self.going or not (self.recorded and self.ready):
+        if self.going or not (self.recorded and self.up):
             return
         began = max(see.admitted, see.fit_since)
         settled = min(max(began, see.newest_agent) + SETTLING, began + LONGEST_SETTLING)
@@ -769,10 +806,10 @@ class _Planner:
                 carried += 1
                 yield Acquire(address)
 
-    def _fair_share(self, wanted: AbstractSet[IPv4Address]) -> int:
+    def _fair_share(self, wanted: AbstractSet[Address]) -> int:
         """How many addresses this agent takes before it lets the others go first: its part of each one, and more."""
         others = len(self.staying - {self.terms.id})
-        restricted = wanted & self.see.eligible.keys()
+        restricted = wanted if self.elsewhere else wanted & self.see.eligible.keys()
         part = (len(wanted) - len(restricted)) / (others + 1)
-        part += sum(1 / (len(self._candidates(a) - {self.terms.id}) + 1) for a in restricted if self._is_eligible(a))
+        part += sum(1 / (len(self._candidates(a) - {self.terms.id}) + 1) for a in restricted if self._may_try_for(a))
         return ceil(part * FAIR_SHARE) + 1

@@ -11,8 +11,9 @@ from attrs import frozen
 
 from .kubernetes.reading import is_dns_name
 from .kubernetes.services import Sources
+from .model import Network
 from .network.firewall import CHAIN_SIZE, valid_chain_name
-from .selection import Network
+from .selection import Attachment
 from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
@@ -29,8 +30,8 @@ class Settings:
     """
     One agent's settings, each of them valid.
 
-    @ivar interface: where addresses go; C{None} for the interface of the default route.
-    @ivar cidr_ranges: the addresses that may be taken; empty for the subnets of the interface.
+    @ivar interfaces: where addresses go, each of another name; empty for the interface of the default route.
+    @ivar cidr_ranges: the addresses that may be taken; empty where that is for the interfaces to say.
     @ivar kube_endpoint: the URL of the API server; C{None} where it is to be found, and always with C{kubeconfig}.
     @ivar kubeconfig: the path of a kubeconfig file.
     @ivar context: the name of a context in a kubeconfig; C{None} for the current one.
@@ -46,7 +47,7 @@ class Settings:
     @ivar probe_wait: for another machine to say that it has an address already, in seconds; 0 for not asking.
     """
 
-    interface: str | None
+    interfaces: tuple[Attachment, ...]
     cidr_ranges: tuple[Network, ...]
     kube_endpoint: str | None
     kubeconfig: str | None
@@ -111,7 +112,9 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
     node_name = given("node-name", "")
     sources = checked("sources", given("sources", ",".join(SOURCES)), _sources)
     return Settings(
-        interface=given("interface", "") or None,
+        interfaces=checked(
+            "interface", " ".join(options.get("interface") or [environment.get("KIWI_INTERFACE", "")]), _interfaces
+        ),
         cidr_ranges=tuple(checked("cidr-range", text, _network) for text in many("cidr-range", "")),
         kube_endpoint=endpoint,
         kubeconfig=kubeconfig,
@@ -169,6 +172,40 @@ def _network(text: str) -> Network:
         return ip_network(text)
     except ValueError as error:
         raise ValueError(f"give a range such as 192.168.1.0/24 ({error})") from None
+
+
+def _interfaces(text: str) -> tuple[Attachment, ...]:
+    """Interfaces with their ranges, as in C{em1=192.168.1.0/24,fd00::/64 em2}: what can be a range is one."""
+    found: dict[str, list[Network]] = {}
+    name = ""
+    for word in re.split(r"[\s,]+", text.strip()):
+        start, is_named, rest = word.rpartition("=")
+        if is_named or (word and not _is_range(word)):
+            name = start if is_named else word
+            if not re.fullmatch(r"[!-.0-9:-~]{1,15}", name) or name in (".", ".."):
+                raise ValueError(f"{name!r} cannot be the name of an interface")
+            if name in found:
+                raise ValueError(f"{name} is there twice; give all of its ranges at once, with commas between them")
+            found[name] = []
+        if is_named or (word and _is_range(word)):
+            if not name:
+                raise ValueError("give an interface such as em1, or with its ranges: em1=192.168.1.0/24,fd00::/64")
+            found[name].append(_network(rest))
+    _refuse_doubles(found)
+    return tuple(Attachment(name, tuple(ranges)) for name, ranges in found.items())
+
+
+def _is_range(word: str) -> bool:
+    return "/" in word or ":" in word or re.fullmatch(r"[0-9.]+", word) is not None
+
+
+def _refuse_doubles(found: Mapping[str, Collection[Network]]) -> None:
+    """No address may belong to two interfaces by the same range."""
+    owners: dict[Network, str] = {}
+    for name, ranges in found.items():
+        for each in ranges:
+            if owners.setdefault(each, name) != name:
+                raise ValueError(f"{each} is a range of both {owners[each]} and {name}; give it to one of them")
 
 
 def _server(*schemes: str) -> Callable[[str], str]:

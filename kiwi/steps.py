@@ -8,14 +8,13 @@ in L{kiwi.planning}). C{subjects} is what a step works on; no two steps work on 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address
 from typing import ClassVar, Protocol
 
 from attrs import frozen
 from effect import Effect
 
 from .claims.intents import AcquireClaim, DeregisterAgent, RegisterAgent, ReleaseClaim, RenewClaims
-from .model import AgentRecord, Assignment, Mark
+from .model import Address, AgentRecord, Assignment, Mark, Placement
 from .network.intents import (
     AssignAddresses,
     ProbeNeighbours,
@@ -32,7 +31,7 @@ from .network.intents import (
 class ClaimTo:
     """The claim to one address, as the subject of a step."""
 
-    address: IPv4Address
+    address: Address
 
     def __str__(self) -> str:
         return f"the claim to {self.address}"
@@ -40,9 +39,9 @@ class ClaimTo:
 
 @frozen
 class AssignmentOf:
-    """One address on the interface, as the subject of what can fail for it alone."""
+    """One address on its interface, as the subject of what can fail for it alone."""
 
-    address: IPv4Address
+    address: Address
 
     def __str__(self) -> str:
         return str(self.address)
@@ -58,7 +57,7 @@ class Part:
         return self.name
 
 
-ADDRESSES = Part("the addresses of the interface")
+ADDRESSES = Part("the addresses of the interfaces")
 FIREWALL = Part("the firewall")
 NEIGHBOURS = Part("the neighbours")
 PROBES = Part("the question who has an address")
@@ -82,7 +81,7 @@ class Step(Protocol):
 class Acquire:
     """Try to win the claim to an address."""
 
-    address: IPv4Address
+    address: Address
 
     @property
     def subjects(self) -> Iterable[Subject]:
@@ -96,7 +95,7 @@ class Acquire:
 class Renew:
     """Confirm claims: those that are held, and those that an earlier life of this agent left behind."""
 
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[Address]
 
     @property
     def subjects(self) -> Iterable[Subject]:
@@ -110,7 +109,7 @@ class Renew:
 class Release:
     """Give the claim to an address back."""
 
-    address: IPv4Address
+    address: Address
 
     @property
     def subjects(self) -> Iterable[Subject]:
@@ -155,7 +154,7 @@ class LookAtHost:
 
 @frozen
 class Assign:
-    """Put addresses on the interface, or extend the time that they may stay there."""
+    """Put addresses on their interfaces, or extend the time that they may stay there."""
 
     assignments: frozenset[Assignment]
     subjects: ClassVar[Iterable[Subject]] = (ADDRESSES,)
@@ -166,9 +165,9 @@ class Assign:
 
 @frozen
 class Unassign:
-    """Take addresses off the interface."""
+    """Take addresses off the interfaces."""
 
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[Address]
     subjects: ClassVar[Iterable[Subject]] = (ADDRESSES,)
 
     def as_effect(self) -> Effect:
@@ -194,12 +193,12 @@ class Probe:
     @ivar wait: for an answer, in seconds.
     """
 
-    addresses: frozenset[IPv4Address]
+    placements: frozenset[Placement]
     wait: float
     subjects: ClassVar[Iterable[Subject]] = (PROBES,)
 
     def as_effect(self) -> Effect:
-        return Effect(ProbeNeighbours(self.addresses, self.wait))
+        return Effect(ProbeNeighbours(self.placements, self.wait))
 
 
 @frozen

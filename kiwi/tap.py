@@ -39,17 +39,18 @@ from .kubernetes.processes import run
 from .logs import LogLevel, logger, threshold
 from .model import AgentRecord
 from .names import NameTaken, take_name
-from .network.addresses import NetlinkAddresses, can_administer, default_interface, interface_exists
-from .network.announcer import ArpAnnouncer
+from .network.addresses import NetlinkAddresses, can_administer, default_interface
+from .network.announcer import LinkAnnouncer
 from .network.firewall import IptablesFirewall, check_iptables
 from .network.intents import Network
 from .network.interface import NetworkError
-from .network.listener import ArpListener
+from .network.listener import LinkListener
 from .network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from .network.monitor import NetlinkMonitor
-from .network.neighbours import ArpNeighbours
+from .network.neighbours import LinkNeighbours
 from .network.threads import OneWriter, immediately
 from .planning import Terms
+from .selection import Attachment
 from .settings import BadSetting, Settings, settings
 
 SHORTEST_WAIT = 0.1
@@ -70,7 +71,6 @@ class Options(usage.Options):
     )
 
     optParameters = [
-        ["interface", "i", None, "Interface that addresses go to. [default: the default route's]"],
         ["kube-endpoint", "k", None, "Kubernetes API. [default: the Pod's, or http://localhost:8080]"],
         ["kubeconfig", None, None, "File that says where Kubernetes is. [default: the variable KUBECONFIG]"],
         ["context", None, None, "Which part of the kubeconfig. [default: its current-context]"],
@@ -114,11 +114,21 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self["interface"] = []
         self["cidr-range"] = []
         self["etcd-endpoint"] = []
 
+    def opt_interface(self, value: str) -> None:
+        """
+        Interface that addresses go to; repeatable, and with the ranges that belong there: em1=192.168.1.0/24,fd00::/64.
+        [default: the default route's]
+        """
+        self["interface"].append(value)
+
+    opt_i = opt_interface
+
     def opt_cidr_range(self, value: str) -> None:
-        """Range of addresses that may be taken; repeatable. [default: the interface's subnets]"""
+        """Range of addresses that may be taken; repeatable. [default: the interfaces' ranges, or their subnets]"""
         self["cidr-range"].append(value)
 
     opt_r = opt_cidr_range
@@ -179,10 +189,11 @@ def makeService(options: Options) -> IService:
     except AccessError as error:
         raise SystemExit(f"kiwi: {error}") from None
     store = choose_store(chosen, access)
-    interface = _checked_interface(chosen)
-    names = _only_one(chosen, interface)
+    attachments = _checked_interfaces(chosen)
+    interfaces = [attachment.interface for attachment in attachments]
+    names = _only_one(chosen, interfaces)
     network, watch_host, watch_neighbours, parts = (
-        _network(chosen, interface, reactor) if chosen.driver else _no_network(interface)
+        _network(chosen, interfaces, reactor) if chosen.driver else _no_network(interfaces)
     )
     to_store = http_clients(reactor, partial(_pool, reactor))
     to_kubernetes = http_clients(reactor, partial(_pool, reactor), access.tls)
@@ -193,8 +204,9 @@ def makeService(options: Options) -> IService:
         "{agent}: Kiwi {version}, on {interface}, for {ranges}, claims in {store}",
         agent=chosen.agent_id,
         version=__version__,
-        interface=interface,
-        ranges=", ".join(map(str, chosen.cidr_ranges)) or "the subnets of the interface",
+        interface=", ".join(interfaces),
+        ranges=", ".join(map(str, chosen.cidr_ranges or [r for each in attachments for r in each.ranges]))
+        or "the subnets of the interface",
         store={
             "memory": "memory",
             "kubernetes": f"Leases of Kubernetes in namespace {chosen.lease_namespace}",
@@ -206,6 +218,7 @@ def makeService(options: Options) -> IService:
         log.warn("{warning}", warning=warning)
     return Agent(
         Terms(_record(chosen), chosen.ttl, chosen.probe_wait),
+        attachments,
         chosen.cidr_ranges,
         clock,
         _store(store, chosen, server, *to_store, clock),
@@ -231,11 +244,11 @@ def _refused(reactor: Any, reason: str) -> None:
     reactor.stop()
 
 
-def _only_one(chosen: Settings, interface: str) -> list[socket.socket]:
+def _only_one(chosen: Settings, interfaces: Sequence[str]) -> list[socket.socket]:
     """Take the names of which a host can have only one agent each, for as long as this process lives."""
     names = [("agent-id", chosen.agent_id)]
     if chosen.driver:
-        names += [("interface", interface), ("fwchain", chosen.fwchain)]
+        names += [*(("interface", interface) for interface in interfaces), ("fwchain", chosen.fwchain)]
     try:
         return [take_name(option, name) for option, name in names]
     except NameTaken as taken:
@@ -250,16 +263,19 @@ def _record(chosen: Settings) -> AgentRecord:
     return AgentRecord(chosen.agent_id, socket.gethostname(), place, secrets.token_hex(8), node=node)
 
 
-def _checked_interface(chosen: Settings) -> str:
-    """The interface to use, on a host that can do what Kiwi asks of it."""
-    try:
-        interface = chosen.interface or default_interface()
-    except NetworkError as error:
-        raise SystemExit(f"kiwi: --interface: {error}; give the interface's name") from None
-    if interface is None:
-        raise SystemExit("kiwi: --interface: there is no default route to take it from; give the interface's name")
-    if not interface_exists(interface):
-        raise SystemExit(f"kiwi: --interface: {interface!r}: there is no such interface; see: ip link")
+def _checked_interfaces(chosen: Settings) -> tuple[Attachment, ...]:
+    """
+    The interfaces to use, on a host that can do what Kiwi asks of it. One that an operator names may appear later.
+    """
+    attachments = chosen.interfaces
+    if not attachments:
+        try:
+            interface = default_interface()
+        except NetworkError as error:
+            raise SystemExit(f"kiwi: --interface: {error}; give the interface's name") from None
+        if interface is None:
+            raise SystemExit("kiwi: --interface: there is no default route to take it from; give the interface's name")
+        attachments = (Attachment(interface),)
     if chosen.driver:
         if not can_administer():
             raise SystemExit(
@@ -269,7 +285,7 @@ def _checked_interface(chosen: Settings) -> str:
         trouble = check_iptables()
         if trouble is not None:
             raise SystemExit(f"kiwi: {trouble}")
-    return interface
+    return attachments
 
 
 def choose_store(chosen: Settings, access: Access) -> str:
@@ -348,26 +364,28 @@ class _Threads(Service):
             writer.stop()
 
 
-def _network(chosen: Settings, interface: str, reactor: Any) -> tuple[Network, Watch, Watch, Sequence[IService]]:
+def _network(
+    chosen: Settings, interfaces: Sequence[str], reactor: Any
+) -> tuple[Network, Watch, Watch, Sequence[IService]]:
     """This host's own addresses, firewall and neighbours."""
     threads = for_addresses, for_firewall, for_probes = [OneWriter(reactor.callFromThread) for _ in range(3)]
     network = Network(
-        NetlinkAddresses(interface, time.monotonic),
+        NetlinkAddresses(interfaces, time.monotonic),
         IptablesFirewall(chosen.fwchain, chosen.fwmark),
-        ArpAnnouncer(interface, time.monotonic),
-        ArpNeighbours(interface, time.monotonic),
+        LinkAnnouncer(time.monotonic),
+        LinkNeighbours(time.monotonic),
         for_addresses.call,
         for_firewall.call,
         for_probes.call,
     )
-    return network, partial(NetlinkMonitor, reactor), partial(ArpListener, reactor, interface), [_Threads(*threads)]
+    return network, partial(NetlinkMonitor, reactor), partial(LinkListener, reactor, interfaces), [_Threads(*threads)]
 
 
-def _no_network(interface: str) -> tuple[Network, Watch, Watch, Sequence[IService]]:
+def _no_network(interfaces: Sequence[str]) -> tuple[Network, Watch, Watch, Sequence[IService]]:
     """Providers that only remember, on a host like this one."""
-    host = NetlinkAddresses(interface, time.monotonic).read()
+    host = NetlinkAddresses(interfaces, time.monotonic).read()
     network = Network(
-        MemoryAddresses.like(host, interface, time.monotonic),
+        MemoryAddresses.like(host, interfaces, time.monotonic),
         MemoryFirewall(),
         MemoryAnnouncer(time.monotonic),
         MemoryNeighbours(),

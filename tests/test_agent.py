@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Interface
 from math import inf
 
 from attrs import define, evolve, field
@@ -14,10 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from kiwi.claims.interface import Granted, IClaimStore, Released, Taken, Unavailable
-from kiwi.model import AgentRecord, Claims, Endpoints, Protocol, ServicePort
+from kiwi.model import Address, AgentRecord, Claims, Endpoints, Protocol, ServicePort, ip
 from kiwi.planning import LONGEST_HAND_OVER, SETTLING, TIME_TO_PREPARE, rank
 
-from .world import ADDRESS, OTHER, SimulatedHost, World, mark, service
+from .world import ADDRESS, INTERFACE, OTHER, SimulatedHost, World, mark, service
 
 WEB = service("web", ADDRESS, created="2015-01-01T00:00:00Z")
 
@@ -42,14 +42,14 @@ class BrokenStore:
     hangs: bool = False
     deaf: bool = False
     renewals_left: float = inf
-    unreadable: dict[IPv4Address, int] = field(factory=dict)
+    unreadable: dict[Address, int] = field(factory=dict)
 
     def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
         if self.hangs:
             return Deferred()
         return ask() if self.reachable else succeed(Unavailable("it is out of reach"))
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         if address in self.unreadable:
             self.unreadable[address] += 1
             return succeed(Taken(""))
@@ -63,7 +63,7 @@ class BrokenStore:
             return succeed({address: Unavailable("it is out of reach") for address in addresses})
         return self._answer(lambda: self.inner.renew(addresses))
 
-    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(self, address: Address) -> Deferred[Released | Unavailable]:
         return self._answer(lambda: self.inner.release(address))
 
     def register(
@@ -101,7 +101,7 @@ class AgentTestCase(SynchronousTestCase):
         self.world.pass_time(1)
         return hosts
 
-    def carrier(self, address: IPv4Address = ADDRESS) -> SimulatedHost:
+    def carrier(self, address: Address = ADDRESS) -> SimulatedHost:
         (carrier,) = self.world.carriers(address)
         return carrier
 
@@ -114,7 +114,7 @@ class AgentTestCase(SynchronousTestCase):
         watch.stopService()
         return known[-1]
 
-    def holders(self) -> dict[IPv4Address, str]:
+    def holders(self) -> dict[Address, str]:
         return dict(self.known().holders)
 
 
@@ -159,8 +159,8 @@ class ServiceTests(AgentTestCase):
         host = self.host()
         self.world.tell(WEB)
         self.world.pass_time(10)
-        host.addresses.set_ready(False)
-        host.addresses.set_ready(True)
+        host.addresses.set_ready(INTERFACE, False)
+        host.addresses.set_ready(INTERFACE, True)
         host.changed()
         self.world.pass_time(0.1)
         self.assertEqual((len(host.announcer.announced), host.carried), (6, {ADDRESS}))
@@ -211,7 +211,7 @@ class ServiceTests(AgentTestCase):
     def test_ignored(self) -> None:
         """An address out of range is ignored, with one line that says why, however often the Services change."""
         self.host()
-        outside = service("web", ADDRESS, IPv4Address("172.16.1.41"))
+        outside = service("web", ADDRESS, ip("172.16.1.41"))
         with capturedLogs() as events:
             for _ in range(3):
                 self.world.tell(outside)
@@ -231,7 +231,7 @@ class ServiceTests(AgentTestCase):
         self.world.tell(WEB, service("other", OTHER))
         self.world.pass_time(0.2)
         host.addresses.delete(ADDRESS)
-        host.addresses.subnets.add(next(iter(host.addresses.subnets)).__class__("192.168.1.41/32"))
+        host.addresses.subnets[INTERFACE].add(IPv4Interface("192.168.1.41/32"))
         host.changed()
         self.world.pass_time(0.2)
         self.assertEqual((host.carried, self.holders()), ({OTHER}, {OTHER: host.name}))
@@ -337,7 +337,7 @@ class TakeoverTests(AgentTestCase):
             store.reachable = False
         self.world.pass_time(self.world.ttl + 1)
         self.assertEqual(self.world.carriers(ADDRESS), [])
-        services = [service(f"web-{n}", IPv4Address("192.168.1.100") + n) for n in range(90)]
+        services = [service(f"web-{n}", ip("192.168.1.100") + n) for n in range(90)]
         self.world.tell(*services)
         for store in self.stores.values():
             store.reachable = True
@@ -357,11 +357,11 @@ class TakeoverTests(AgentTestCase):
         self.world.pass_time(1)
         self.assertEqual(host.carried, {ADDRESS})
         for each in self.world.hosts:
-            each.addresses.set_ready(False)
+            each.addresses.set_ready(INTERFACE, False)
             each.changed()
         self.world.pass_time(1)
         converger.claims_changed(Claims({}, agents, losses=2))
-        host.addresses.set_ready(True)
+        host.addresses.set_ready(INTERFACE, True)
         host.changed()
         self.world.pass_time(self.world.ttl - 2)
         self.assertEqual(host.carried, set())
@@ -405,14 +405,14 @@ class TakeoverTests(AgentTestCase):
 
     def test_link_down(self) -> None:
         """When the interface goes down, another host carries the address."""
-        self.first.addresses.set_ready(False)
+        self.first.addresses.set_ready(INTERFACE, False)
         self.first.changed()
         self.world.pass_time(0.2)
         self.assertIsNot(self.carrier(), self.first)
 
     def test_link_deleted(self) -> None:
         """When the interface is deleted, another host carries the address."""
-        self.first.addresses.remove_link()
+        self.first.addresses.remove_link(INTERFACE)
         self.first.changed()
         self.world.pass_time(0.2)
         self.assertIsNot(self.carrier(), self.first)
@@ -533,7 +533,7 @@ class StandbyTests(AgentTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.hosts = self.three()
-        self.services = [service(f"web-{n}", IPv4Address("192.168.1.100") + n) for n in range(60)]
+        self.services = [service(f"web-{n}", ip("192.168.1.100") + n) for n in range(60)]
         self.world.tell(*self.services)
         self.world.pass_time(3)
         self.first = self.hosts[0]
@@ -567,7 +567,7 @@ class StandbyTests(AgentTestCase):
         self.first.tell(*self.services)
         self.world.pass_time(3)
         self.assertEqual((self.carried(), self.standing_by()), (before, []))
-        more = [service(f"dns-{n}", IPv4Address("192.168.1.200") + n) for n in range(30)]
+        more = [service(f"dns-{n}", ip("192.168.1.200") + n) for n in range(30)]
         self.world.tell(*self.services, *more)
         self.world.pass_time(3)
         self.assertTrue(5 <= self.carried()[0] <= 40, self.carried())
@@ -652,7 +652,7 @@ class DistantStore(BrokenStore):
     def _answer(self, ask: Callable[[], Deferred]) -> Deferred:
         return deferLater(self.clock, self.delay, ask)
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         self.tries.append(self.clock.seconds())
         return super().acquire(address)
 
@@ -840,7 +840,7 @@ class NeighbourTests(AgentTestCase):
         """Nor does it count when a machine has said since that it has the address."""
         host = self.slow(0.3)
         host.neighbours.foreign[ADDRESS] = MAC
-        host.heard(ADDRESS, MAC)
+        host.heard(ADDRESS, MAC, INTERFACE)
         self.world.pass_time(1)
         self.assertEqual(host.carried, set())
 
@@ -863,8 +863,8 @@ class NeighbourTests(AgentTestCase):
         announced = len(host.announcer.announced)
         with capturedLogs() as events:
             for _ in range(5):
-                host.heard(ADDRESS, MAC)
-                host.heard(OTHER, MAC)
+                host.heard(ADDRESS, MAC, INTERFACE)
+                host.heard(OTHER, MAC, INTERFACE)
                 self.world.pass_time(0.05)
         self.assertEqual(
             said(events)[0],
@@ -885,7 +885,7 @@ class NeighbourTests(AgentTestCase):
         self.world.pass_time(0.5)
         with capturedLogs() as events:
             for _ in range(2):
-                host.heard(ADDRESS, MAC)
+                host.heard(ADDRESS, MAC, INTERFACE)
             self.world.pass_time(0.05)
         self.assertEqual((host.carried, self.holders()), (set(), {}))
         self.assertEqual(
@@ -912,10 +912,10 @@ class NeighbourTests(AgentTestCase):
         self.world.tell(WEB)
         self.world.pass_time(0.5)
         for seconds in (0.1, 0.3, 0.2):
-            host.heard(ADDRESS, lower)
+            host.heard(ADDRESS, lower, INTERFACE)
             self.world.pass_time(seconds)
             self.assertEqual(host.carried, {ADDRESS})
-        host.heard(ADDRESS, lower)
+        host.heard(ADDRESS, lower, INTERFACE)
         self.world.pass_time(0.1)
         self.assertEqual((host.carried, self.holders()), (set(), {}))
 
@@ -928,7 +928,7 @@ class NeighbourTests(AgentTestCase):
         first.stop()
         self.world.pass_time(0.1)
         with capturedLogs() as events:
-            second.heard(ADDRESS, MAC)
+            second.heard(ADDRESS, MAC, INTERFACE)
             self.world.pass_time(0.1)
         self.assertEqual((second.carried, len(said(events))), ({ADDRESS}, 2))
         self.assertIn("says that it has this address too; announcing anew", said(events)[0])

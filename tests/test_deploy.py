@@ -15,6 +15,7 @@ import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.agent import TIME_TO_DRAIN
+from kiwi.selection import Attachment
 from kiwi.settings import Settings, settings
 from tests.fakes.apiserver_process import RealAPIServer, shared_api_server
 from tests.lab.waiting import wait_until
@@ -128,8 +129,8 @@ class ManifestTests(SynchronousTestCase):
 
         ours = chosen("kustomization.yaml")
         etcd = chosen("etcd/kustomization.yaml")
-        self.assertEqual((ours.interface, len(ours.cidr_ranges), ours.ttl), ("eth0", 2, 10))
-        self.assertEqual((etcd.interface, etcd.cidr_ranges, etcd.ttl), ("eth0", ours.cidr_ranges, 10))
+        self.assertEqual((ours.interfaces, len(ours.cidr_ranges), ours.ttl), ((Attachment("eth0"),), 2, 10))
+        self.assertEqual((etcd.interfaces, etcd.cidr_ranges, etcd.ttl), ((Attachment("eth0"),), ours.cidr_ranges, 10))
         self.assertEqual((etcd.store, etcd.etcd_endpoints), ("etcd2", ("http://192.168.1.10:2379",)))
 
     def test_roles(self) -> None:

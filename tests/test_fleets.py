@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 from itertools import combinations
 from random import Random
 
@@ -13,12 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.claims.interface import IClaimStore
 from kiwi.claims.memory import MemoryClaims
+from kiwi.model import Address, ip
 
 from .test_agent import DistantStore
 from .world import ADDRESS, Lan, SimulatedHost, World, service
 
 WEB = service("web", ADDRESS)
-TEN = [IPv4Address("192.168.1.100") + number for number in range(10)]
+TEN = [ip("192.168.1.100") + number for number in range(10)]
 OFFSETS = range(0, 61, 2)
 """Milliseconds: two rounds of questions."""
 
@@ -37,7 +37,7 @@ class Fleets(World):
     seed: str = ""
     lan: Lan = field(init=False)
     others: MemoryClaims = field(init=False)
-    overlaps: dict[IPv4Address, Overlap] = field(factory=dict, init=False)
+    overlaps: dict[Address, Overlap] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from ipaddress import IPv4Address
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, ip_network
 from math import inf
 
 from attrs import evolve
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.model import AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, Protocol
+from kiwi.model import Address, AgentRecord, Assignment, Claims, Hold, Host, Link, Mark, Placement, Protocol, ip
 from kiwi.planning import (
     ALL_AGAIN,
     ALONE_ENDS_BEFORE,
@@ -61,8 +61,8 @@ from kiwi.steps import (
     Unmark,
 )
 
-ADDRESS = IPv4Address("192.168.1.41")
-OTHER = IPv4Address("192.168.1.42")
+ADDRESS = ip("192.168.1.41")
+OTHER = ip("192.168.1.42")
 WEB = Mark(ADDRESS, Protocol.TCP, 8080, "web")
 DNS = Mark(OTHER, Protocol.UDP, 53, "dns")
 ME = AgentRecord("me", "host", "here", "1")
@@ -73,14 +73,34 @@ NOW = 1000.0
 HOLD = Hold(ADDRESS, NOW - 1, NOW - 1)
 ENDS = TERMS.assignment_ends(HOLD)
 
+ON_EM1 = {ADDRESS: "em1", OTHER: "em1"}
+
+
+def nth(number: int) -> Address:
+    """Some address."""
+    return IPv4Address(number)
+
+
+def host(link: Link | None, assigned: Mapping[Address, float] | None = None) -> Host:
+    """One with a single interface, and with addresses of ours on it."""
+    there = assigned or {}
+    return Host({} if link is None else {link.name: link}, there, dict.fromkeys(there, "em1"))
+
+
 QUIET = Situation(
-    now=NOW, wanted={ADDRESS: frozenset({WEB})}, claims=Claims(), host=Host(LINK), marks=frozenset(), registered=True
+    now=NOW,
+    wanted={ADDRESS: frozenset({WEB})},
+    places=ON_EM1,
+    claims=Claims(),
+    host=host(LINK),
+    marks=frozenset(),
+    registered=True,
 )
 """One Service wants one address; nobody has it, and nothing else is to be done."""
 
 HELD = evolve(QUIET, holds={ADDRESS: HOLD}, claims=Claims({ADDRESS: "me"}))
 MARKED = evolve(HELD, marks=frozenset({WEB}))
-ASSIGNED = evolve(MARKED, host=Host(LINK, {ADDRESS: NOW + 7}), extended={ADDRESS: ENDS})
+ASSIGNED = evolve(MARKED, host=host(LINK, {ADDRESS: NOW + 7}), extended={ADDRESS: ENDS})
 CARRIED = evolve(ASSIGNED, announced={ADDRESS: Announced(1, NOW + 60)})
 
 
@@ -115,12 +135,12 @@ class WayInTests(SynchronousTestCase):
 
     def test_marked(self) -> None:
         """An address that is held and marked is assigned, until well before its claim ends."""
-        self.assertEqual(plan(MARKED, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS)})),))
+        self.assertEqual(plan(MARKED, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS, "em1")})),))
         self.assertTrue(ENDS < TERMS.hold_ends(HOLD) < HOLD.sent + TERMS.ttl)
 
     def test_new(self) -> None:
         """Before a new address is assigned, the neighbours are asked for it; meanwhile it is claimed and marked."""
-        probe = Probe(frozenset({ADDRESS}), TERMS.probe_wait)
+        probe = Probe(frozenset({Placement(ADDRESS, "em1")}), TERMS.probe_wait)
         new = evolve(QUIET, new={ADDRESS})
         self.assertEqual(plan(new, TERMS).steps, (MarkTraffic(frozenset({WEB})), probe, Acquire(ADDRESS)))
         self.assertEqual(plan(evolve(MARKED, new={ADDRESS}), TERMS).steps, (probe,))
@@ -132,7 +152,7 @@ class WayInTests(SynchronousTestCase):
         agents = {agent: evolve(ME, id=agent) for agent in (first, second)}
         trying = evolve(QUIET, new={ADDRESS}, claims=Claims({}, agents), busy={ClaimTo(ADDRESS)}, marks=MARKED.marks)
         holding = evolve(MARKED, new={ADDRESS}, claims=Claims({ADDRESS: second}, agents))
-        probe = Probe(frozenset({ADDRESS}), TERMS.probe_wait)
+        probe = Probe(frozenset({Placement(ADDRESS, "em1")}), TERMS.probe_wait)
         self.assertEqual(plan(trying, evolve(TERMS, record=agents[first])).steps, (probe,))
         self.assertEqual(plan(trying, evolve(TERMS, record=agents[second])).steps, ())
         self.assertEqual(plan(holding, evolve(TERMS, record=agents[second])).steps, (probe,))
@@ -141,7 +161,9 @@ class WayInTests(SynchronousTestCase):
         """Nobody is asked for a while for what others ask for as well, and it is not assigned."""
         contested = evolve(MARKED, new={ADDRESS}, contested={ADDRESS: NOW + 1})
         self.assertEqual(plan(contested, TERMS), Plan((), NOW + 1))
-        self.assertEqual(plan(evolve(contested, now=NOW + 1), TERMS).steps, (Probe(frozenset({ADDRESS}), 0.03),))
+        self.assertEqual(
+            plan(evolve(contested, now=NOW + 1), TERMS).steps, (Probe(frozenset({Placement(ADDRESS, "em1")}), 0.03),)
+        )
 
     def test_lost(self) -> None:
         """When the store has lost its claims, only what was held is tried for while others may still carry the rest."""
@@ -163,7 +185,7 @@ class WayInTests(SynchronousTestCase):
 
     def test_assigned(self) -> None:
         """An address that is assigned is announced, as long as it is held."""
-        announced = Announce(frozenset({Assignment(ADDRESS, TERMS.hold_ends(HOLD))}))
+        announced = Announce(frozenset({Assignment(ADDRESS, TERMS.hold_ends(HOLD), "em1")}))
         self.assertEqual(plan(ASSIGNED, TERMS).steps, (announced,))
 
     def test_carried(self) -> None:
@@ -173,12 +195,14 @@ class WayInTests(SynchronousTestCase):
     def test_announced_again(self) -> None:
         """Announcements are repeated when their time comes."""
         due = evolve(CARRIED, announced={ADDRESS: Announced(1, NOW)})
-        self.assertEqual(plan(due, TERMS).steps, (Announce(frozenset({Assignment(ADDRESS, TERMS.hold_ends(HOLD))})),))
+        self.assertEqual(
+            plan(due, TERMS).steps, (Announce(frozenset({Assignment(ADDRESS, TERMS.hold_ends(HOLD), "em1")})),)
+        )
 
     def test_not_ready(self) -> None:
         """An agent whose interface is down or away tries for nothing."""
         for link in (None, evolve(LINK, ready=False)):
-            self.assertEqual(plan(evolve(QUIET, host=Host(link)), TERMS), Plan())
+            self.assertEqual(plan(evolve(QUIET, host=host(link)), TERMS), Plan())
 
     def test_broken_firewall(self) -> None:
         """An agent that cannot mark traffic tries for nothing."""
@@ -189,19 +213,19 @@ class WayInTests(SynchronousTestCase):
         resting = evolve(QUIET, new={ADDRESS}, failures={PROBES: TRIES_TO_PROVISION}, rests={PROBES: NOW + 1})
         self.assertEqual(plan(resting, TERMS), Plan((), NOW + 1))
         later = evolve(resting, now=NOW + 1)
-        probe = Probe(frozenset({ADDRESS}), TERMS.probe_wait)
+        probe = Probe(frozenset({Placement(ADDRESS, "em1")}), TERMS.probe_wait)
         self.assertEqual(plan(later, TERMS).steps, (MarkTraffic(frozenset({WEB})), probe, Acquire(ADDRESS)))
         asking = evolve(later, holds={ADDRESS: HOLD}, claims=HELD.claims, marks=MARKED.marks, busy={PROBES})
         self.assertEqual(plan(asking, TERMS).steps, ())
-        unplugged = evolve(later, host=Host(evolve(LINK, ready=False)), busy={ClaimTo(ADDRESS)})
+        unplugged = evolve(later, host=host(evolve(LINK, ready=False)), busy={ClaimTo(ADDRESS)})
         self.assertNotIn(probe, plan(unplugged, TERMS).steps)
 
     def test_store_in_trouble(self) -> None:
         """While the store does not answer, only a few claims at a time are asked about."""
-        many = {IPv4Address(n): frozenset({Mark(IPv4Address(n), Protocol.TCP, 80, "web")}) for n in range(9, 109)}
+        many = {nth(n): frozenset({Mark(nth(n), Protocol.TCP, 80, "web")}) for n in range(9, 109)}
         troubled = evolve(QUIET, wanted=many, store_troubled=True)
         self.assertEqual(len(plan(troubled, TERMS).steps), TRIES_IN_TROUBLE)
-        asked = frozenset(ClaimTo(IPv4Address(n)) for n in range(9, 9 + TRIES_IN_TROUBLE))
+        asked = frozenset(ClaimTo(nth(n)) for n in range(9, 9 + TRIES_IN_TROUBLE))
         self.assertEqual(plan(evolve(troubled, busy=asked), TERMS).steps, ())
         self.assertEqual(len(plan(evolve(troubled, store_troubled=False), TERMS).steps), 101)
 
@@ -241,8 +265,7 @@ class RankingTests(SynchronousTestCase):
     def test_spread(self) -> None:
         """Each agent comes first for its share of many addresses."""
         firsts = Counter(
-            next(agent for agent in "abc" if rank(IPv4Address(n), agent, "abc") == 0)
-            for n in range(2**24, 2**24 + 3000)
+            next(agent for agent in "abc" if rank(nth(n), agent, "abc") == 0) for n in range(2**24, 2**24 + 3000)
         )
         for agent in "abc":
             self.assertTrue(900 <= firsts[agent] <= 1100, firsts)
@@ -290,11 +313,11 @@ class RankingTests(SynchronousTestCase):
     def test_fair_share(self) -> None:
         """An agent that has more than its share lets all the others go first."""
         claims = Claims({}, {name: AgentRecord(name, name, name, name) for name in ("me", "a", "b")})
-        wanted = {IPv4Address(n): frozenset({Mark(IPv4Address(n), Protocol.TCP, 80, "web")}) for n in range(9, 309)}
+        wanted = {nth(n): frozenset({Mark(nth(n), Protocol.TCP, 80, "web")}) for n in range(9, 309)}
         many = evolve(QUIET, claims=claims, wanted=wanted, free_since=dict.fromkeys(wanted, NOW))
         acquired = [step for step in plan(many, TERMS).steps if isinstance(step, Acquire)]
         self.assertTrue(80 <= len(acquired) <= 116, len(acquired))
-        enough = evolve(many, holds={IPv4Address(n): Hold(IPv4Address(n), NOW, NOW) for n in range(9, 129)})
+        enough = evolve(many, holds={nth(n): Hold(nth(n), NOW, NOW) for n in range(9, 129)})
         waiting = plan(enough, TERMS)
         self.assertEqual([step for step in waiting.steps if isinstance(step, Acquire)], [])
         patient = plan(evolve(enough, now=NOW + (2 + 2 * OVER_SHARE) * (STAGGER + 179 * STAGGER_OF_EACH)), TERMS)
@@ -327,7 +350,7 @@ class WayOutTests(SynchronousTestCase):
         self.assertEqual(plan(unwanted, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
         being_assigned = evolve(MARKED, wanted={}, busy={ADDRESSES}, assigning={ADDRESS})
         self.assertEqual(plan(being_assigned, TERMS).steps, ())
-        unassigned = evolve(unwanted, host=Host(LINK))
+        unassigned = evolve(unwanted, host=host(LINK))
         self.assertEqual(plan(unassigned, TERMS).steps, (MarkTraffic(frozenset()), Release(ADDRESS)))
 
     def test_unassigned(self) -> None:
@@ -355,9 +378,9 @@ class WayOutTests(SynchronousTestCase):
 
     def test_link_lost(self) -> None:
         """An interface that goes down gives up what it has, so that another host can have it."""
-        down = evolve(CARRIED, host=Host(evolve(LINK, ready=False), {ADDRESS: NOW + 7}))
+        down = evolve(CARRIED, host=host(evolve(LINK, ready=False), {ADDRESS: NOW + 7}))
         self.assertIn(Unassign(frozenset({ADDRESS})), plan(down, TERMS).steps)
-        gone = evolve(CARRIED, host=Host(None))
+        gone = evolve(CARRIED, host=host(None))
         self.assertIn(Release(ADDRESS), plan(gone, TERMS).steps)
 
     def test_cannot_be_put_up(self) -> None:
@@ -375,7 +398,7 @@ class WayOutTests(SynchronousTestCase):
         draining = evolve(CARRIED, draining=True)
         leaving = evolve(ME, leaving=True)
         self.assertEqual(plan(draining, TERMS).steps, (Register(leaving, ME), Unassign(frozenset({ADDRESS}))))
-        unassigned = evolve(draining, recorded=Recorded(leaving, NOW), host=Host(LINK))
+        unassigned = evolve(draining, recorded=Recorded(leaving, NOW), host=host(LINK))
         self.assertEqual(plan(unassigned, TERMS).steps, (Unmark(), Release(ADDRESS)))
         releasing = evolve(unassigned, unmarked=True, holds={}, claims=Claims(), busy={ClaimTo(ADDRESS)})
         self.assertEqual(plan(releasing, TERMS).steps, ())
@@ -393,17 +416,17 @@ class HandingOverTests(SynchronousTestCase):
     claims = evolve(alone, agents={"me": leaving, "other": other})
     going = evolve(CARRIED, claims=claims, draining=True, going_since=NOW, recorded=Recorded(leaving, NOW))
 
-    def addresses(self, number: int) -> list[IPv4Address]:
-        return [IPv4Address("192.168.1.100") + each for each in range(number)]
+    def addresses(self, number: int) -> list[Address]:
+        return [ip("192.168.1.100") + each for each in range(number)]
 
-    def going_with(self, many: Sequence[IPv4Address]) -> Situation:
+    def going_with(self, many: Sequence[Address]) -> Situation:
         """The others have had the time to get ready for all of these."""
         return evolve(
             self.going,
             wanted={a: frozenset({Mark(a, Protocol.TCP, 80, "many")}) for a in many},
             holds={a: Hold(a, NOW, NOW) for a in many},
             claims=evolve(self.claims, holders=dict.fromkeys(many, "me")),
-            host=Host(LINK, dict.fromkeys(many, NOW + 7)),
+            host=host(LINK, dict.fromkeys(many, NOW + 7)),
             extended=dict.fromkeys(many, NOW + 20),
             announced=dict.fromkeys(many, Announced(6, NOW + 60)),
             going_since=NOW - 1,
@@ -433,7 +456,7 @@ class HandingOverTests(SynchronousTestCase):
             evolve(self.going, claims=self.alone),
             evolve(self.going, claims=evolve(self.alone, agents={"other": evolve(self.other, leaving=True)})),
             evolve(self.going, store_troubled=True),
-            evolve(self.going, host=Host(evolve(LINK, ready=False), {ADDRESS: NOW + 7})),
+            evolve(self.going, host=host(evolve(LINK, ready=False), {ADDRESS: NOW + 7})),
         ):
             self.assertIn(Unassign(frozenset({ADDRESS})), plan(alone, TERMS).steps)
 
@@ -443,7 +466,7 @@ class HandingOverTests(SynchronousTestCase):
         going = self.going_with(many)
         first = frozenset(many[:HAND_OVER_TOGETHER])
         self.assertEqual(plan(going, TERMS).steps, (Unassign(first),))
-        off = evolve(going, host=Host(LINK, dict.fromkeys(many[HAND_OVER_TOGETHER:], NOW + 7)))
+        off = evolve(going, host=host(LINK, dict.fromkeys(many[HAND_OVER_TOGETHER:], NOW + 7)))
         self.assertEqual(set(plan(off, TERMS).steps), {Release(a) for a in first})
         released = evolve(
             off,
@@ -469,7 +492,7 @@ class HandingOverTests(SynchronousTestCase):
 
     def test_marks_stay(self) -> None:
         """What takes time on the host is left for when the addresses are with others."""
-        off = evolve(self.going, host=Host(LINK))
+        off = evolve(self.going, host=host(LINK))
         self.assertEqual(plan(off, TERMS).steps, (Release(ADDRESS),))
         asked = evolve(off, holds={}, busy={ClaimTo(ADDRESS)}, heard={ADDRESS: "me"})
         self.assertEqual(plan(asked, TERMS).steps, ())
@@ -508,7 +531,7 @@ class StandbyTests(SynchronousTestCase):
         self.assertEqual(plan(told, TERMS), Plan((), NOW + 0.01 + TIME_TO_PREPARE))
         ready = evolve(told, now=NOW + 0.01 + TIME_TO_PREPARE)
         self.assertEqual(plan(ready, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
-        off = evolve(ready, host=Host(LINK))
+        off = evolve(ready, host=host(LINK))
         self.assertEqual(plan(off, TERMS).steps, (Release(ADDRESS),))
 
     def test_nobody_to_hand_over_to(self) -> None:
@@ -557,7 +580,7 @@ class StandbyTests(SynchronousTestCase):
         leaving = evolve(ME, leaving=True)
         going = evolve(self.unfit, draining=True, recorded=Recorded(STANDBY, NOW - 1))
         self.assertEqual(plan(going, TERMS).steps, (Register(leaving, STANDBY), Unassign(frozenset({ADDRESS}))))
-        gone = evolve(going, host=Host(LINK), holds={}, claims=Claims(), unmarked=True)
+        gone = evolve(going, host=host(LINK), holds={}, claims=Claims(), unmarked=True)
         self.assertEqual(plan(gone, TERMS).steps, (Deregister(STANDBY),))
 
     def test_others(self) -> None:
@@ -590,7 +613,7 @@ class EligibleTests(SynchronousTestCase):
         for nodes in (("elsewhere",), ()):
             moved = self.may(CARRIED, *nodes)
             self.assertEqual(plan(moved, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
-            off = evolve(moved, host=Host(LINK))
+            off = evolve(moved, host=host(LINK))
             self.assertEqual(plan(off, TERMS).steps, (MarkTraffic(frozenset()), Release(ADDRESS)))
 
     def test_undecided(self) -> None:
@@ -631,14 +654,12 @@ class EligibleTests(SynchronousTestCase):
 
     def test_fair_share(self) -> None:
         """An agent's share is that of what it may carry, divided by those that may, too."""
-        wanted = {IPv4Address(n): frozenset({Mark(IPv4Address(n), Protocol.TCP, 80, "web")}) for n in range(9, 109)}
+        wanted = {nth(n): frozenset({Mark(nth(n), Protocol.TCP, 80, "web")}) for n in range(9, 109)}
         see = evolve(QUIET, claims=Claims({}, self.agents), wanted=wanted, free_since=dict.fromkeys(wanted, NOW))
         for nodes, share in ((("me", "node-one"), 52), (("me", "node-one", "node-two"), 35)):
             only = evolve(see, eligible=dict.fromkeys(wanted, frozenset(nodes)))
             for held, tries in ((share - 1, True), (share, False)):
-                full = evolve(
-                    only, holds={IPv4Address(n): Hold(IPv4Address(n), NOW, NOW) for n in range(200, 200 + held)}
-                )
+                full = evolve(only, holds={nth(n): Hold(nth(n), NOW, NOW) for n in range(200, 200 + held)})
                 acquired = [step for step in plan(full, TERMS).steps if isinstance(step, Acquire)]
                 self.assertEqual(acquired != [], tries, (nodes, held))
 
@@ -651,24 +672,25 @@ class KeepingTests(SynchronousTestCase):
         hold = evolve(HOLD, sent=NOW)
         confirmed = evolve(CARRIED, holds={ADDRESS: hold})
         self.assertEqual(
-            plan(confirmed, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, TERMS.assignment_ends(hold))})),)
+            plan(confirmed, TERMS).steps,
+            (Assign(frozenset({Assignment(ADDRESS, TERMS.assignment_ends(hold), "em1")})),),
         )
 
     def test_deleted_by_hand(self) -> None:
         """An address that somebody deleted is put back."""
-        deleted = evolve(CARRIED, host=Host(LINK))
-        self.assertEqual(plan(deleted, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS)})),))
+        deleted = evolve(CARRIED, host=host(LINK))
+        self.assertEqual(plan(deleted, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS, "em1")})),))
 
     def test_lifetime_changed_by_hand(self) -> None:
         """A lifetime that somebody made permanent, longer or shorter is put right."""
         for expires in (inf, NOW + 100, NOW + 3):
-            changed = evolve(CARRIED, host=Host(LINK, {ADDRESS: expires}))
-            self.assertEqual(plan(changed, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS)})),))
+            changed = evolve(CARRIED, host=host(LINK, {ADDRESS: expires}))
+            self.assertEqual(plan(changed, TERMS).steps, (Assign(frozenset({Assignment(ADDRESS, ENDS, "em1")})),))
 
     def test_rounded(self) -> None:
         """The kernel tells a lifetime rounded up to whole seconds, which is no change."""
         for expires in (ENDS - 0.99, ENDS, ENDS + 1):
-            self.assertEqual(plan(evolve(CARRIED, host=Host(LINK, {ADDRESS: expires})), TERMS).steps, ())
+            self.assertEqual(plan(evolve(CARRIED, host=host(LINK, {ADDRESS: expires})), TERMS).steps, ())
 
     def test_chain_changed_by_hand(self) -> None:
         """A chain that is not as it should be is written anew."""
@@ -699,7 +721,7 @@ class KeepingTests(SynchronousTestCase):
             claims=Claims({ADDRESS: "me", OTHER: "me"}),
             marks=frozenset({WEB, DNS}),
         )
-        written = frozenset({Assignment(ADDRESS, ENDS), Assignment(OTHER, TERMS.assignment_ends(hold))})
+        written = frozenset({Assignment(ADDRESS, ENDS, "em1"), Assignment(OTHER, TERMS.assignment_ends(hold), "em1")})
         self.assertEqual(plan(both, TERMS).steps, (Assign(written),))
 
     def test_alone(self) -> None:
@@ -713,9 +735,11 @@ class KeepingTests(SynchronousTestCase):
             marks=frozenset({WEB, DNS}),
             written=Written(NOW - 0.1, ENDS),
         )
-        alone = (Assign(frozenset({Assignment(OTHER, ENDS - ALONE_ENDS_BEFORE)})),)
+        alone = (Assign(frozenset({Assignment(OTHER, ENDS - ALONE_ENDS_BEFORE, "em1")})),)
         self.assertEqual(plan(both, one).steps, alone)
-        together = (Assign(frozenset({Assignment(ADDRESS, ENDS), Assignment(OTHER, one.assignment_ends(hold))})),)
+        together = (
+            Assign(frozenset({Assignment(ADDRESS, ENDS, "em1"), Assignment(OTHER, one.assignment_ends(hold), "em1")})),
+        )
         for otherwise in (
             evolve(both, written=None),
             evolve(both, written=Written(NOW - ALL_AGAIN, ENDS)),
@@ -726,7 +750,7 @@ class KeepingTests(SynchronousTestCase):
         self.assertEqual(plan(both, evolve(one, few=2)).steps, together)
         written = evolve(
             both,
-            host=Host(LINK, {ADDRESS: NOW + 7, OTHER: NOW + 4}),
+            host=host(LINK, {ADDRESS: NOW + 7, OTHER: NOW + 4}),
             extended={ADDRESS: ENDS, OTHER: ENDS - ALONE_ENDS_BEFORE},
             announced={ADDRESS: Announced(1, NOW + 60), OTHER: Announced(1, NOW + 60)},
         )
@@ -755,7 +779,7 @@ class AdoptionTests(SynchronousTestCase):
 
     LEFT = evolve(
         QUIET,
-        host=Host(LINK, {ADDRESS: NOW + 5}),
+        host=host(LINK, {ADDRESS: NOW + 5}),
         marks=frozenset({WEB}),
         adoptable=frozenset({ADDRESS}),
     )
@@ -782,7 +806,7 @@ class AdoptionTests(SynchronousTestCase):
 
     def test_permanent(self) -> None:
         """One that the kernel would keep for ever is not waited for."""
-        for_ever = evolve(self.LEFT, claims=None, host=Host(LINK, {ADDRESS: inf}))
+        for_ever = evolve(self.LEFT, claims=None, host=host(LINK, {ADDRESS: inf}))
         self.assertIn(Unassign(frozenset({ADDRESS})), plan(for_ever, TERMS).steps)
 
     def test_claim_without_address(self) -> None:
@@ -792,11 +816,13 @@ class AdoptionTests(SynchronousTestCase):
         )
 
 
-addresses = st.sampled_from([ADDRESS, OTHER, IPv4Address("192.168.1.43")])
+SIX = ip("fd00::43")
+addresses = st.sampled_from([ADDRESS, OTHER, SIX])
+interfaces = st.sampled_from(["em1", "em2"])
 moments = st.one_of(st.floats(NOW - 20, NOW + 20), st.just(inf))
 marks_of = {
     address: frozenset({Mark(address, Protocol.TCP, port, "web") for port in (80, 443)})
-    for address in (ADDRESS, OTHER, IPv4Address("192.168.1.43"))
+    for address in (ADDRESS, OTHER, SIX)
 }
 ids = st.sampled_from(["me", "other", "third"])
 subjects = st.one_of(
@@ -805,11 +831,26 @@ subjects = st.one_of(
     addresses.map(AssignmentOf),
 )
 nodes = st.sampled_from(["me", "other", "elsewhere"])
-agents = st.dictionaries(ids, st.tuples(st.booleans(), nodes, st.booleans()), max_size=3).map(
+networks = st.sampled_from([None, (), (ip_network("192.168.1.0/24"),), (ip_network("fd00::/64"),)])
+agents = st.dictionaries(ids, st.tuples(st.booleans(), nodes, st.booleans(), networks), max_size=3).map(
     lambda drawn: {i: AgentRecord(i, i, i, i, *flags) for i, flags in drawn.items()}
 )
 own_records = st.sampled_from([ME, evolve(ME, leaving=True), STANDBY])
-some_marks = st.frozensets(st.sampled_from(sorted(frozenset().union(*marks_of.values()))))
+some_marks = st.frozensets(
+    st.sampled_from([mark for marks in marks_of.values() for mark in sorted(marks, key=lambda mark: mark.port)])
+)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Host:
+    """Two interfaces, which may be down or away, with some addresses on them."""
+    links = draw(st.dictionaries(interfaces, st.booleans()))
+    where = draw(st.dictionaries(addresses, interfaces))
+    return Host(
+        {name: evolve(LINK, name=name, ready=ready) for name, ready in links.items()},
+        {address: draw(moments) for address in where},
+        where,
+    )
 
 
 @st.composite
@@ -819,12 +860,13 @@ def situations(draw: st.DrawFn) -> Situation:
     holds = {
         address: Hold(address, draw(st.floats(NOW - 20, NOW)), NOW - 30) for address in draw(st.frozensets(addresses))
     }
-    link = draw(st.none() | st.booleans().map(lambda ready: evolve(LINK, ready=ready)))
     return Situation(
         now=NOW,
         wanted=None if wanted is None else {address: marks_of[address] for address in wanted},
         eligible=draw(st.dictionaries(addresses, st.frozensets(nodes))),
         undecided=draw(st.frozensets(addresses)),
+        places=dict.fromkeys(wanted or (), "em1") | draw(st.dictionaries(addresses, interfaces)),
+        networks=draw(networks),
         claims=draw(
             st.none()
             | st.builds(
@@ -837,7 +879,7 @@ def situations(draw: st.DrawFn) -> Situation:
         holds=holds,
         store_troubled=draw(st.booleans()),
         renewals_due=draw(st.frozensets(addresses)),
-        host=draw(st.none() | st.dictionaries(addresses, moments).map(lambda assigned: Host(link, assigned))),
+        host=draw(st.none() | hosts()),
         looked=draw(st.sampled_from([-inf, NOW - 1, NOW - 0.01])),
         host_stale=draw(st.booleans()),
         host_unsure=draw(st.booleans()),
@@ -872,6 +914,62 @@ def situations(draw: st.DrawFn) -> Situation:
     )
 
 
+class InterfacesTests(SynchronousTestCase):
+    """An address goes to the interface that it belongs to, and to hosts that have one."""
+
+    TWO = evolve(
+        QUIET,
+        wanted={ADDRESS: frozenset({WEB}), SIX: frozenset()},
+        places={ADDRESS: "em1", SIX: "em2"},
+        holds={ADDRESS: HOLD, SIX: Hold(SIX, NOW - 1, NOW - 1)},
+        claims=Claims({ADDRESS: "me", SIX: "me"}),
+        marks=frozenset({WEB}),
+        host=Host({"em1": LINK, "em2": evolve(LINK, index=4, name="em2")}),
+    )
+    ON_EM1 = Assignment(ADDRESS, ENDS, "em1")
+    ON_EM2 = Assignment(SIX, ENDS, "em2")
+
+    def test_each(self) -> None:
+        """Each address is put on its own interface, all at once."""
+        self.assertEqual(plan(self.TWO, TERMS).steps, (Assign(frozenset({self.ON_EM1, self.ON_EM2})),))
+
+    def test_one_down(self) -> None:
+        """Where one of the interfaces is down or away, its address is given back, and the other one carried on."""
+        for links in ({"em1": LINK}, {"em1": LINK, "em2": evolve(LINK, name="em2", ready=False)}):
+            there = Host(links, {ADDRESS: NOW + 7, SIX: NOW + 7}, {ADDRESS: "em1", SIX: "em2"})
+            down = evolve(self.TWO, host=there, extended={ADDRESS: ENDS, SIX: ENDS})
+            self.assertIn(Unassign(frozenset({SIX})), plan(down, TERMS).steps)
+            off = evolve(down, host=evolve(there, assigned={ADDRESS: NOW + 7}))
+            self.assertIn(Release(SIX), plan(off, TERMS).steps)
+
+    def test_misplaced(self) -> None:
+        """An address on another interface than its own is taken off there first."""
+        there = evolve(self.TWO.host or Host(), assigned={ADDRESS: NOW + 7}, where={ADDRESS: "em2"})
+        moved = evolve(self.TWO, host=there, extended={ADDRESS: ENDS})
+        self.assertEqual(plan(moved, TERMS).steps, (Unassign(frozenset({ADDRESS})),))
+
+    def test_others(self) -> None:
+        """An agent whose record says that it cannot carry an address is not waited for."""
+        first = next(a for a in "abcdefgh" if rank(ADDRESS, "me", {a}))
+        other = AgentRecord(first, "host", "there", "1", networks=(ip_network("fd00::/64"),))
+        free = evolve(QUIET, free_since={ADDRESS: NOW}, networks=(ip_network("192.168.1.0/24"),))
+        self.assertIn(Acquire(ADDRESS), plan(evolve(free, claims=Claims(agents={first: other})), TERMS).steps)
+        for networks in (None, (ip_network("192.168.1.0/28"), ip_network("192.168.1.32/28"))):
+            able = Claims(agents={first: evolve(other, networks=networks)})
+            self.assertNotIn(Acquire(ADDRESS), plan(evolve(free, claims=able), TERMS).steps)
+
+    def test_record(self) -> None:
+        """The record is written anew when what it has to say changes, instead of what the store is known to have."""
+        before = evolve(ME, networks=(ip_network("192.168.1.0/24"),))
+        after = evolve(ME, networks=())
+        due = evolve(QUIET, registration_due=True, networks=(), recorded=Recorded(before, NOW - 1))
+        self.assertIn(Register(after, before), plan(due, TERMS).steps)
+        unconfirmed = evolve(due, claims=Claims(agents={"me": STANDBY}))
+        self.assertIn(Register(after, STANDBY), plan(unconfirmed, TERMS).steps)
+        unseen = evolve(due, host=None, admitted=None)
+        self.assertEqual([step for step in plan(unseen, TERMS).steps if isinstance(step, Register)], [])
+
+
 class PropertyTests(SynchronousTestCase):
     """What holds for every plan, whatever the situation."""
 
@@ -883,10 +981,14 @@ class PropertyTests(SynchronousTestCase):
         live = {a for a, hold in see.holds.items() if TERMS.hold_ends(hold) > NOW}
         claimed = {a for a, holder in {**(see.claims.holders if see.claims else {}), **see.heard}.items() if holder}
         elsewhere = {a for a, nodes in see.eligible.items() if terms.record.node_name not in nodes}
+        ready = {name for name, link in see.host.links.items() if link.ready} if see.host else set()
         for step in made.steps:
             if isinstance(step, Assign):
                 for assignment in step.assignments:
                     self.assertIn(assignment.address, live - elsewhere)
+                    self.assertIn(assignment.interface, ready)
+                    if see.wanted is not None:
+                        self.assertEqual(assignment.interface, see.places[assignment.address])
                     self.assertTrue(assignment.address in assigned or assignment.address not in see.new | see.foreign)
                     self.assertLess(assignment.expires, see.holds[assignment.address].sent + TERMS.ttl)
                     if see.wanted is None:
@@ -895,12 +997,16 @@ class PropertyTests(SynchronousTestCase):
                         self.assertTrue(see.wanted[assignment.address] <= (see.marks or frozenset()))
             elif isinstance(step, Announce):
                 self.assertTrue({each.address for each in step.assignments} <= (live & assigned) - elsewhere)
+                self.assertTrue(
+                    all(see.host and each.interface == see.host.where[each.address] for each in step.assignments)
+                )
             elif isinstance(step, Release):
                 self.assertNotIn(step.address, assigned)
                 self.assertFalse(ADDRESSES in see.busy or see.host_unsure or see.host is None)
             elif isinstance(step, Acquire):
                 self.assertNotIn(step.address, live | claimed | assigned | elsewhere | see.undecided)
                 self.assertIn(step.address, see.wanted or {})
+                self.assertIn(see.places[step.address], ready)
                 self.assertTrue(step.address in see.own or see.wary_until <= NOW)
                 self.assertLess(NOW, see.recorded_until)
             elif isinstance(step, Unassign):
@@ -938,7 +1044,11 @@ class PropertyTests(SynchronousTestCase):
             held = address in see.holds and TERMS.hold_ends(see.holds[address]) > NOW
             over = see.unfit and see.going_since + LONGEST_HAND_OVER <= NOW
             elsewhere = "me" not in see.eligible.get(address, {"me"})
-            if over or elsewhere or not (held or (address in see.adoptable and expires <= NOW + TERMS.ttl)):
+            misplaced = (
+                see.host is not None and see.places.get(address, see.host.where[address]) != see.host.where[address]
+            )
+            adoptable = address in see.adoptable and expires <= NOW + TERMS.ttl
+            if over or elsewhere or misplaced or not (held or adoptable):
                 self.assertIn(address, away)
 
     @given(situations())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_network
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Interface, ip_address, ip_interface, ip_network
+from typing import Any, ClassVar
 
 from attrs import evolve
 from hypothesis import given
@@ -11,30 +13,33 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.model import (
     Address,
+    Configured,
     Endpoints,
     EndpointSlice,
     Host,
     Link,
     Mark,
+    Network,
     Protocol,
     Service,
     ServiceName,
     ServicePort,
     SliceName,
+    ip,
 )
-from kiwi.selection import Refusal, Selection, gather, select
+from kiwi.selection import Attachment, Refusal, Selection, gather, reach, select
 
 HTTP = ServicePort(Protocol.TCP, 8080)
 DNS = ServicePort(Protocol.UDP, 53)
-FIRST = IPv4Address("192.168.1.41")
-SECOND = IPv4Address("172.16.1.41")
+FIRST = ip("192.168.1.41")
+SECOND = ip("172.16.1.41")
 WEB = Service(ServiceName("default", "web"), frozenset({HTTP}), (FIRST,), "2015-02-01T00:00:00Z")
 INTERFACE = IPv4Interface("192.168.1.11/24")
 HOST = Host(
-    Link(3, "em1", b"\x02\0\0\0\0\1", ready=True),
-    subnets=frozenset({INTERFACE}),
-    own=frozenset({INTERFACE, IPv4Interface("127.0.0.1/8"), IPv4Interface("10.1.0.5/16")}),
-    gateways=frozenset({IPv4Address("192.168.1.1")}),
+    {"em1": Link(3, "em1", b"\x02\0\0\0\0\1", ready=True)},
+    subnets={"em1": frozenset({INTERFACE})},
+    own=frozenset({INTERFACE, *map(ip_interface, ("127.0.0.1/8", "10.1.0.5/16", "fd00::11/64", "::1/128"))}),
+    gateways=frozenset({ip("192.168.1.1"), ip("fd00::1")}),
 )
 LAN = ip_network("192.168.1.0/24")
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -50,7 +55,22 @@ def on(ready: str = "", terminating: str = "") -> Endpoints:
     return Endpoints(frozenset(ready.split()), frozenset(terminating.split()))
 
 
-def mark(service: Service, port: ServicePort = HTTP, address: IPv4Address = FIRST) -> Mark:
+def allowed(
+    services: Iterable[Service],
+    host: Host,
+    ranges: Sequence[Network],
+    endpoints: Mapping[ServiceName, Endpoints] | None = None,
+) -> Selection:
+    """What is selected on a host with one interface."""
+    return select(services, host, reach([Attachment("em1")], ranges, host.subnets), endpoints)
+
+
+def on_em1(wanted: Mapping[Address, frozenset[Mark]], *rest: Any, **named: Any) -> Selection:
+    """A selection of addresses that all go to one interface."""
+    return evolve(Selection(wanted, *rest, **named), places=dict.fromkeys(wanted, "em1"))
+
+
+def mark(service: Service, port: ServicePort = HTTP, address: Address = FIRST) -> Mark:
     return Mark(address, port.protocol, port.port, str(service.name))
 
 
@@ -60,35 +80,35 @@ class WantedTests(SynchronousTestCase):
         web = evolve(WEB, addresses=(FIRST, SECOND))
         reason = "it is in none of the allowed ranges (192.168.1.0/24)"
         self.assertEqual(
-            select([web], HOST, [LAN]),
-            Selection({FIRST: frozenset({mark(web)})}, frozenset({Refusal(web.name, SECOND, reason)})),
+            allowed([web], HOST, [LAN]),
+            on_em1({FIRST: frozenset({mark(web)})}, frozenset({Refusal(web.name, SECOND, reason)})),
         )
 
     def test_default_ranges(self) -> None:
         """Without ranges, the subnets of the interface are allowed."""
-        web = evolve(WEB, addresses=(FIRST, IPv4Address("10.1.0.6")))
-        selection = select([web], HOST, [])
+        web = evolve(WEB, addresses=(FIRST, ip("10.1.0.6")))
+        selection = allowed([web], HOST, [])
         self.assertEqual(list(selection.wanted), [FIRST])
-        nowhere = select([web], evolve(HOST, subnets=frozenset()), [])
+        nowhere = allowed([web], evolve(HOST, subnets={}), [])
         self.assertIn("there are none", min(nowhere.refusals, key=str).reason)
 
     def test_no_ports(self) -> None:
         """A Service without ports wants nothing."""
-        self.assertEqual(select([evolve(WEB, ports=frozenset())], HOST, [LAN]), Selection())
+        self.assertEqual(allowed([evolve(WEB, ports=frozenset())], HOST, [LAN]), Selection())
 
     def test_shared_address(self) -> None:
         """Two Services may share an address on different ports."""
         dns = Service(ServiceName("kube-system", "dns"), frozenset({DNS}), (FIRST,))
         self.assertEqual(
-            select([WEB, dns], HOST, [LAN]),
-            Selection({FIRST: frozenset({mark(WEB), mark(dns, DNS)})}),
+            allowed([WEB, dns], HOST, [LAN]),
+            on_em1({FIRST: frozenset({mark(WEB), mark(dns, DNS)})}),
         )
         self.assertEqual(str(dns.name), "kube-system/dns")
 
     def test_one_port_number(self) -> None:
         """The same number is another port in another protocol."""
         udp = evolve(WEB, name=ServiceName("default", "udp"), ports=frozenset({ServicePort(Protocol.UDP, 8080)}))
-        self.assertEqual(select([WEB, udp], HOST, [LAN]).refusals, frozenset())
+        self.assertEqual(allowed([WEB, udp], HOST, [LAN]).refusals, frozenset())
 
     def test_same_port(self) -> None:
         """The same port goes to the older Service, and the younger one keeps its others."""
@@ -96,8 +116,8 @@ class WantedTests(SynchronousTestCase):
         unknown = Service(ServiceName("default", "aaa"), frozenset({HTTP}), (FIRST,))
         reason = "the older Service web has its port 8080/tcp"
         self.assertEqual(
-            select([unknown, young, WEB], HOST, [LAN]),
-            Selection(
+            allowed([unknown, young, WEB], HOST, [LAN]),
+            on_em1(
                 {FIRST: frozenset({mark(WEB), mark(young, DNS)})},
                 frozenset({Refusal(young.name, FIRST, reason), Refusal(unknown.name, FIRST, reason)}),
             ),
@@ -107,7 +127,47 @@ class WantedTests(SynchronousTestCase):
     def test_order(self, services: list[Service]) -> None:
         """Who wins does not depend on the order in which Services are told."""
         winner = evolve(WEB, name=ServiceName("a", "web"))
-        self.assertEqual(select(services, HOST, [LAN]).wanted, {FIRST: frozenset({mark(winner)})})
+        self.assertEqual(allowed(services, HOST, [LAN]).wanted, {FIRST: frozenset({mark(winner)})})
+
+
+class ReachTests(SynchronousTestCase):
+    """Which interface an address goes to."""
+
+    SUBNETS: ClassVar[Mapping[str, list[Configured]]] = {
+        "em1": [ip_interface("192.168.1.11/24"), ip_interface("fd00::11/64"), ip_interface("fe80::11/64")],
+        "em2": [ip_interface("10.0.0.11/8"), ip_interface("fe80::12/64")],
+    }
+
+    def places(self, attachments: Sequence[Attachment], ranges: str, *addresses: str) -> list[str | None]:
+        found = reach(attachments, [ip_network(text) for text in ranges.split()], self.SUBNETS)
+        return [found.place(ip(address)) for address in addresses]
+
+    def test_subnets(self) -> None:
+        """An address goes to the interface that has its subnet; those of a single link do not count."""
+        both = [Attachment("em1"), Attachment("em2")]
+        where = self.places(both, "", "192.168.1.41", "fd00::41", "10.1.2.3", "172.16.1.41", "fe80::41")
+        self.assertEqual(where, ["em1", "em1", "em2", None, None])
+
+    def test_ranges(self) -> None:
+        """Where an interface has ranges, these count instead; the smallest one, if there are several."""
+        both = [Attachment("em1", (ip_network("10.0.0.0/8"),)), Attachment("em2", (ip_network("10.1.0.0/16"),))]
+        where = self.places(both, "", "10.2.0.1", "10.1.0.1", "192.168.1.41")
+        self.assertEqual(where, ["em1", "em2", None])
+
+    def test_ranges_of_all(self) -> None:
+        """What may be taken at all limits every interface, and with only one of them it all goes there."""
+        both = [Attachment("em1"), Attachment("em2")]
+        self.assertEqual(self.places(both, "10.1.0.0/16", "10.1.0.1", "10.2.0.1"), ["em2", None])
+        self.assertEqual(self.places([Attachment("em1")], "172.16.0.0/12", "172.16.1.41"), ["em1"])
+
+    def test_networks(self) -> None:
+        """Agents tell of the networks of their interfaces that are up, as far as they may be taken."""
+        both = [Attachment("em1"), Attachment("em2", (ip_network("10.0.0.0/8"), ip_network("fd01::/64")))]
+        found = reach(both, (), self.SUBNETS)
+        texts = [" ".join(map(str, found.networks(names))) for names in (["em1", "em2"], ["em1"], [])]
+        self.assertEqual(texts, ["10.0.0.0/8 192.168.1.0/24 fd00::/64 fd01::/64", "192.168.1.0/24 fd00::/64", ""])
+        limited = reach(both, [ip_network("10.1.0.0/16"), ip_network("192.168.0.0/16")], self.SUBNETS)
+        self.assertEqual(list(map(str, limited.networks(["em1", "em2"]))), ["10.1.0.0/16", "192.168.1.0/24"])
 
 
 class EligibleTests(SynchronousTestCase):
@@ -115,11 +175,11 @@ class EligibleTests(SynchronousTestCase):
 
     def select(self, *services: Service, **endpoints: Endpoints) -> Selection:
         """With the endpoints of Services by their names."""
-        return select(services, HOST, [LAN], {ServiceName("default", each): endpoints[each] for each in endpoints})
+        return allowed(services, HOST, [LAN], {ServiceName("default", each): endpoints[each] for each in endpoints})
 
     def test_anyone(self) -> None:
         """Without the policy, endpoints are of no importance."""
-        everywhere = select([WEB], HOST, [LAN])
+        everywhere = allowed([WEB], HOST, [LAN])
         self.assertEqual(self.select(WEB, web=on("node1")), everywhere)
         self.assertEqual((everywhere.eligible, everywhere.undecided), ({}, frozenset()))
 
@@ -127,7 +187,7 @@ class EligibleTests(SynchronousTestCase):
         """The nodes that have a ready endpoint may carry the addresses; those that lose theirs do not count."""
         self.assertEqual(
             self.select(LOCAL, web=on("node1 node2", "node3")),
-            Selection({FIRST: frozenset({mark(WEB)})}, eligible={FIRST: frozenset({"node1", "node2"})}),
+            on_em1({FIRST: frozenset({mark(WEB)})}, eligible={FIRST: frozenset({"node1", "node2"})}),
         )
 
     def test_terminating(self) -> None:
@@ -137,7 +197,7 @@ class EligibleTests(SynchronousTestCase):
 
     def test_nowhere(self) -> None:
         """Where no node has an endpoint, the address is nobody's, with the reason; and the marks stay."""
-        wanted = Selection(
+        wanted = on_em1(
             {FIRST: frozenset({mark(WEB)})},
             frozenset({Refusal(WEB.name, FIRST, NOWHERE)}),
             {FIRST: frozenset()},
@@ -147,11 +207,11 @@ class EligibleTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """While it is not known where endpoints are, it is not known who may carry the address, nor is it refused."""
-        cluster = evolve(WEB, name=ServiceName("default", "a"), addresses=(IPv4Address("192.168.1.42"),))
-        selection = select([LOCAL, cluster], HOST, [LAN], None)
+        cluster = evolve(WEB, name=ServiceName("default", "a"), addresses=(ip("192.168.1.42"),))
+        selection = allowed([LOCAL, cluster], HOST, [LAN], None)
         self.assertEqual(
             selection,
-            Selection(select([WEB, cluster], HOST, [LAN]).wanted, undecided=frozenset({FIRST})),
+            on_em1(allowed([WEB, cluster], HOST, [LAN]).wanted, undecided=frozenset({FIRST})),
         )
 
     def test_shared(self) -> None:
@@ -192,7 +252,7 @@ class EligibleTests(SynchronousTestCase):
             (selection.eligible, selection.undecided, [each.service for each in selection.refusals]),
             ({}, frozenset(), [younger.name]),
         )
-        self.assertEqual(select([WEB, younger, portless], HOST, [LAN]).undecided, frozenset())
+        self.assertEqual(allowed([WEB, younger, portless], HOST, [LAN]).undecided, frozenset())
 
     def test_with_some_traffic(self) -> None:
         """A Service restricts who may carry an address once it has a port there, whichever, and however many."""
@@ -211,7 +271,7 @@ class EligibleTests(SynchronousTestCase):
         """Whatever the Services and slices are: each local Service must be on a node that carries its addresses."""
         names = [ServiceName("default", each) for each in "abc"]
         nodes = st.frozensets(st.sampled_from(["node1", "node2", "node3"]))
-        pool = st.sampled_from([FIRST, IPv4Address("192.168.1.42"), SECOND])
+        pool = st.sampled_from([FIRST, ip("192.168.1.42"), SECOND])
         services = [
             Service(
                 name,
@@ -233,25 +293,25 @@ class EligibleTests(SynchronousTestCase):
             late = {node for each in slices if each.service == service.name for node in each.endpoints.terminating}
             return ready or late
 
-        expected: dict[IPv4Address, set[str]] = {}
+        expected: dict[Address, set[str]] = {}
         for service in services:
             for address in service.addresses:
-                if service.local and isinstance(address, IPv4Address) and address != SECOND:
+                if service.local and isinstance(address, Address) and address != SECOND:
                     expected[address] = expected.get(address, {"node1", "node2", "node3"}) & carriers(service)
-        selection = select(services, HOST, [LAN], gather(slices))
+        selection = allowed(services, HOST, [LAN], gather(slices))
         self.assertEqual(selection.eligible, expected)
         self.assertEqual(
             {each.address for each in selection.refusals} - {SECOND},
             {address for address, found in expected.items() if not found},
         )
-        self.assertEqual(select(services, HOST, [LAN]).undecided, expected.keys())
+        self.assertEqual(allowed(services, HOST, [LAN]).undecided, expected.keys())
 
 
 class RefusedTests(SynchronousTestCase):
     """What is never taken, whatever the ranges say."""
 
     def reason(self, address: Address) -> str:
-        selection = select([evolve(WEB, addresses=(address,))], HOST, EVERYTHING)
+        selection = allowed([evolve(WEB, addresses=(address,))], HOST, EVERYTHING)
         self.assertEqual(selection.wanted, {})
         (refusal,) = selection.refusals
         self.assertEqual((refusal.service, refusal.address), (WEB.name, address))
@@ -272,22 +332,28 @@ class RefusedTests(SynchronousTestCase):
             "0.1.2.3": 'it is an address of "this network" (0.0.0.0/8)',
             "240.0.0.1": "it is a reserved address (240.0.0.0/4)",
             "255.255.255.255": "it is the limited broadcast address",
-            "2001:db8::41": "IPv6 is not supported yet",
+            "fd00::11": "this host has it already, by somebody else's hand",
+            "fd00::1": "it is the default gateway",
+            "fd00::": "it is the anycast address of the routers of fd00::/64",
+            "::": "it is the unspecified address",
+            "::1": "it is a loopback address",
+            "fe80::41": "it is a link-local address",
+            "ff02::1": "it is a multicast address",
+            "::ffff:192.168.1.41": "it is an IPv4 address in IPv6 (::ffff:0:0/96)",
         }
         self.assertEqual({text: self.reason(ip_address(text)) for text in reasons}, reasons)
 
     def test_small_networks(self) -> None:
         """Networks of one or two addresses have no network and broadcast addresses (RFC 3021)."""
         host = evolve(HOST, own=frozenset({IPv4Interface("192.168.1.40/31")}))
-        self.assertEqual(select([WEB], host, [LAN]).refusals, frozenset())
+        self.assertEqual(allowed([WEB], host, [LAN]).refusals, frozenset())
 
     def test_ours(self) -> None:
         """What this agent itself put on the interface may be taken."""
-        self.assertEqual(select([WEB], evolve(HOST, assigned={FIRST: 5.0}), [LAN]).refusals, frozenset())
+        self.assertEqual(allowed([WEB], evolve(HOST, assigned={FIRST: 5.0}), [LAN]).refusals, frozenset())
 
     @given(st.ip_addresses())
     def test_any(self, address: Address) -> None:
-        """Every address is wanted or refused, and no IPv6 address is wanted."""
-        selection = select([evolve(WEB, addresses=(address,))], HOST, EVERYTHING)
+        """Every address of either family is wanted or refused."""
+        selection = allowed([evolve(WEB, addresses=(address,))], HOST, EVERYTHING)
         self.assertEqual(len(selection.wanted) + len(selection.refusals), 1)
-        self.assertFalse(isinstance(address, IPv6Address) and selection.wanted)

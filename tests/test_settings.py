@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.kubernetes.services import Sources
+from kiwi.selection import Attachment
 from kiwi.settings import BadSetting, Settings, settings
 
 DEFAULTS = Settings(
-    interface=None,
+    interfaces=(),
     cidr_ranges=(),
     kube_endpoint=None,
     kubeconfig=None,
@@ -40,7 +41,7 @@ DEFAULTS = Settings(
 )
 
 CHOSEN = Settings(
-    interface="em1",
+    interfaces=(Attachment("em1", (ip_network("10.0.0.0/8"), ip_network("fd00::/64"))), Attachment("em2")),
     cidr_ranges=(ip_network("192.168.1.0/24"), ip_network("::/0")),
     kube_endpoint="https://kube:8001",
     kubeconfig=None,
@@ -66,7 +67,7 @@ CHOSEN = Settings(
 )
 
 OPTIONS: dict[str, Any] = {
-    "interface": "em1",
+    "interface": ["em1=10.0.0.0/8,fd00::/64", "em2"],
     "cidr-range": ["192.168.1.0/24", "::/0"],
     "kube-endpoint": "https://kube:8001/",
     "context": "admin@kube",
@@ -111,6 +112,20 @@ class SettingsTests(SynchronousTestCase):
         """An option comes before its variable."""
         self.assertEqual(settings({"ttl": "5"}, {"KIWI_TTL": "7"}, "node-1").ttl, 5)
 
+    def test_interfaces(self) -> None:
+        """Interfaces may have ranges, of both families and single addresses, however they are separated."""
+        expected = (
+            Attachment("em1", (ip_network("10.0.0.0/8"), ip_network("fd00::/64"))),
+            Attachment("br-lan.7", (ip_network("192.168.1.5/32"), ip_network("fd01::5/128"))),
+            Attachment("em3"),
+        )
+        for text in (
+            "em1=10.0.0.0/8,fd00::/64 br-lan.7=192.168.1.5,fd01::5 em3",
+            "em1=10.0.0.0/8, fd00::/64, br-lan.7=192.168.1.5, fd01::5, em3",
+        ):
+            self.assertEqual(settings({"interface": text.split()}, {}, "node-1").interfaces, expected)
+            self.assertEqual(settings({}, {"KIWI_INTERFACE": text}, "node-1").interfaces, expected)
+
     def test_node_name(self) -> None:
         """A host's Node has the agent's id for its name, whatever that looks like."""
         chosen = settings({"agent-id": "Node_1"}, {}, "node-1")
@@ -133,6 +148,13 @@ class SettingsTests(SynchronousTestCase):
     def test_mistakes(self) -> None:
         """A mistake is told in one line, with its option, the value, and what to give instead."""
         mistakes = {
+            ("interface", "no/such"): "give an interface such as em1, or with its ranges: em1=192.168.1.0/24,fd00::/64",
+            ("interface", "192.168.1.0/24"): "give an interface such as em1",
+            ("interface", "an-interface-of-16"): "'an-interface-of-16' cannot be the name of an interface",
+            ("interface", "em1="): "give a range such as 192.168.1.0/24",
+            ("interface", "em1=192.168.1.5/24"): "has host bits set",
+            ("interface", "em1=fd00::/64 em2 em1=fd01::/64"): "em1 is there twice; give all of its ranges at once",
+            ("interface", "em1=fd00::/64 em2=10.0.0.0/8,fd00::/64"): "fd00::/64 is a range of both em1 and em2",
             ("lease-namespace", "Kiwi"): "give the name of a namespace",
             ("cidr-range", "192.168.1.0/33"): "give a range such as 192.168.1.0/24",
             ("cidr-range", "192.168.1.5/24"): "has host bits set",
@@ -172,7 +194,7 @@ class SettingsTests(SynchronousTestCase):
             ("reconnect-interval", "nan"): "give seconds, from 0.1 to 3600",
         }
         for (name, value), advice in mistakes.items():
-            given_value = [value] if name in ("cidr-range", "etcd-endpoint") else value
+            given_value = [value] if name in ("interface", "cidr-range", "etcd-endpoint") else value
             error = self.assertRaises(BadSetting, settings, {name: given_value}, {}, "node-1")
             self.assertTrue(str(error).startswith(f"--{name}: {value!r}: "), error)
             self.assertIn(advice, str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from ipaddress import IPv4Address
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +24,7 @@ from kiwi.claims.intents import (
     claims_dispatcher,
 )
 from kiwi.claims.memory import MemoryClaims
-from kiwi.model import AgentRecord, Assignment, Mark, Protocol
+from kiwi.model import AgentRecord, Assignment, Mark, Placement, Protocol, ip
 from kiwi.network import intents as network_intents
 from kiwi.network.intents import (
     AssignAddresses,
@@ -42,9 +41,10 @@ from kiwi.network.intents import (
 from kiwi.network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from kiwi.network.threads import immediately
 
-ADDRESS = IPv4Address("192.168.1.41")
+ADDRESS = ip("192.168.1.41")
 MARKS = frozenset({Mark(ADDRESS, Protocol.TCP, 8080, "web")})
-ASSIGNMENTS = frozenset({Assignment(ADDRESS, 9.0)})
+ASSIGNMENTS = frozenset({Assignment(ADDRESS, 9.0, "em1")})
+PLACEMENTS = frozenset({Placement(ADDRESS, "em1")})
 RECORD = AgentRecord("me", "host", "here", "1")
 
 INTENTS: list[tuple[steps.Step, object]] = [
@@ -57,7 +57,7 @@ INTENTS: list[tuple[steps.Step, object]] = [
     (steps.Assign(ASSIGNMENTS), AssignAddresses(ASSIGNMENTS)),
     (steps.Unassign(frozenset({ADDRESS})), UnassignAddresses(frozenset({ADDRESS}))),
     (steps.Announce(ASSIGNMENTS), SendAnnouncements(ASSIGNMENTS)),
-    (steps.Probe(frozenset({ADDRESS}), 0.03), ProbeNeighbours(frozenset({ADDRESS}), 0.03)),
+    (steps.Probe(PLACEMENTS, 0.03), ProbeNeighbours(PLACEMENTS, 0.03)),
     (steps.LookAtMarks(), ReadMarks()),
     (steps.MarkTraffic(MARKS), ReplaceMarks(MARKS)),
     (steps.Unmark(), RemoveMarks()),
@@ -92,7 +92,7 @@ class DispatcherTests(SynchronousTestCase):
         clock = Clock()
         firewall = MemoryFirewall()
         network = Network(
-            MemoryAddresses("em1", clock.seconds),
+            MemoryAddresses(["em1"], clock.seconds),
             firewall,
             MemoryAnnouncer(clock.seconds),
             MemoryNeighbours(),

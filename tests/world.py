@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, ip_network
+from ipaddress import IPv4Interface, ip_network
 from typing import Any
 
 from attrs import define, evolve, field
@@ -19,26 +19,41 @@ from kiwi.agent import Agent
 from kiwi.backoff import BackoffPolicy, Uniform
 from kiwi.claims.interface import IClaimStore
 from kiwi.claims.memory import MemoryClaims
-from kiwi.model import AgentRecord, Assignment, Cluster, Endpoints, Mark, Protocol, Service, ServiceName, ServicePort
+from kiwi.model import (
+    Address,
+    AgentRecord,
+    Assignment,
+    Cluster,
+    Endpoints,
+    Mark,
+    Placement,
+    Protocol,
+    Service,
+    ServiceName,
+    ServicePort,
+    ip,
+)
 from kiwi.network.intents import Network
 from kiwi.network.interface import Probed
 from kiwi.network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from kiwi.network.threads import immediately
 from kiwi.planning import Terms
+from kiwi.selection import Attachment
 
-ADDRESS = IPv4Address("192.168.1.41")
-OTHER = IPv4Address("192.168.1.42")
+ADDRESS = ip("192.168.1.41")
+OTHER = ip("192.168.1.42")
 LAN = ip_network("192.168.1.0/24")
+INTERFACE = "em1"
 HTTP = ServicePort(Protocol.TCP, 8080)
 
 
 def service(
-    name: str, *addresses: IPv4Address, port: ServicePort = HTTP, created: str = "", local: bool = False
+    name: str, *addresses: Address, port: ServicePort = HTTP, created: str = "", local: bool = False
 ) -> Service:
     return Service(ServiceName("default", name), frozenset({port}), addresses, created, local)
 
 
-def mark(name: str, address: IPv4Address = ADDRESS, port: ServicePort = HTTP) -> Mark:
+def mark(name: str, address: Address = ADDRESS, port: ServicePort = HTTP) -> Mark:
     return Mark(address, port.protocol, port.port, name)
 
 
@@ -54,9 +69,9 @@ class _Told(TwistedService):
 class _Question:
     """What a host asks its neighbours for now, and what it has heard about that since."""
 
-    addresses: AbstractSet[IPv4Address]
-    owners: dict[IPv4Address, bytes] = field(factory=dict)
-    askers: dict[IPv4Address, bytes] = field(factory=dict)
+    addresses: AbstractSet[Address]
+    owners: dict[Address, bytes] = field(factory=dict)
+    askers: dict[Address, bytes] = field(factory=dict)
 
     def probed(self) -> Probed:
         return Probed(self.owners, {a: mac for a, mac in self.askers.items() if a not in self.owners})
@@ -76,10 +91,10 @@ class Lan:
     _asking: dict[SimulatedHost, _Question] = field(factory=dict, init=False)
 
     def ask(
-        self, host: SimulatedHost, probe: object, addresses: AbstractSet[IPv4Address], wait: float
+        self, host: SimulatedHost, probe: object, placements: AbstractSet[Placement], wait: float
     ) -> Deferred[Probed]:
         """In place of a thread that probes."""
-        question = self._asking[host] = _Question(addresses)
+        question = self._asking[host] = _Question({placement.address for placement in placements})
         for number in range(3):
             self.clock.callLater(wait * number / 3, self._probe, host, question)
         return deferLater(self.clock, wait, self._end, host)
@@ -100,7 +115,7 @@ class Lan:
             if theirs := self._asking.get(other):
                 theirs.owners.update(dict.fromkeys(theirs.addresses & addresses, host.mac))
             for address in addresses:
-                self.clock.callLater(self.delay, other.heard, address, host.mac)
+                self.clock.callLater(self.delay, other.heard, address, host.mac, INTERFACE)
 
     def _others(self, host: SimulatedHost) -> list[SimulatedHost]:
         return [other for other in self.hosts if other is not host]
@@ -139,16 +154,15 @@ class SimulatedHost:
     agent: Agent | None = field(default=None, init=False)
     instances: int = field(default=0, init=False)
     changed: Callable[[], None] = field(default=lambda: None, init=False)
-    heard: Callable[[IPv4Address, bytes], None] = field(default=lambda address, mac: None, init=False)
+    heard: Callable[[Address, bytes, str], None] = field(default=lambda address, mac, interface: None, init=False)
     refusals: list[str] = field(factory=list, init=False)
     watch: _Told | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.addresses = MemoryAddresses(
-            "em1", self.clock.seconds, subnets={IPv4Interface(f"192.168.1.{10 + int(self.name[-1])}/24")}
-        )
-        assert self.addresses.link is not None
-        self.addresses.link = evolve(self.addresses.link, mac=bytes([2, 0, 0, 0, 0, int(self.name[-1])]))
+        own = IPv4Interface(f"192.168.1.{10 + int(self.name[-1])}/24")
+        self.addresses = MemoryAddresses([INTERFACE], self.clock.seconds, subnets={INTERFACE: {own}})
+        mac = bytes([2, 0, 0, 0, 0, int(self.name[-1])])
+        self.addresses.links[INTERFACE] = evolve(self.addresses.links[INTERFACE], mac=mac)
         self.announcer = MemoryAnnouncer(self.clock.seconds)
         if self.lan is not None:
             self.announcer = _LanAnnouncer(self.clock.seconds, told=partial(self.lan.announce, self))
@@ -157,11 +171,10 @@ class SimulatedHost:
     @property
     def mac(self) -> bytes:
         """The MAC address of the interface, which is there."""
-        assert self.addresses.link is not None
-        return self.addresses.link.mac
+        return self.addresses.links[INTERFACE].mac
 
     @property
-    def carried(self) -> set[IPv4Address]:
+    def carried(self) -> set[Address]:
         """The addresses on the interface, by Kiwi's hand."""
         return set(self.addresses.read().assigned)
 
@@ -179,12 +192,13 @@ class SimulatedHost:
             self.changed = changed
             return _Told(lambda cluster: None)
 
-        def watch_neighbours(heard: Callable[[IPv4Address, bytes], None]) -> IService:
+        def watch_neighbours(heard: Callable[[Address, bytes, str], None]) -> IService:
             self.heard = heard
             return _Told(lambda cluster: None)
 
         self.agent = Agent(
             Terms(AgentRecord(agent_id or self.name, self.name, self.name, f"{self.name}/{self.instances}"), self.ttl),
+            [Attachment(INTERFACE)],
             [LAN],
             self.clock,
             self.store(agent_id or self.name),
@@ -261,7 +275,7 @@ class World:
             if host.agent is not None:
                 host.tell(*services, endpoints=endpoints)
 
-    def carriers(self, address: IPv4Address) -> list[SimulatedHost]:
+    def carriers(self, address: Address) -> list[SimulatedHost]:
         """The hosts that have an address on their interface."""
         return [host for host in self.hosts if address in host.carried]
 

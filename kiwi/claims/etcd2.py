@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from ipaddress import AddressValueError, IPv4Address
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -26,7 +25,7 @@ from zope.interface import implementer
 from kiwi.backoff import Backoff, BackoffPolicy
 from kiwi.http import HTTPError, Response, request, stream
 from kiwi.logs import logger, printable
-from kiwi.model import AgentRecord, Claims, ipv4
+from kiwi.model import Address, AgentRecord, Claims, ip
 
 from .asking import BEAT_TIME, CLAIM_TIME, CLAIMS_IN_FLIGHT, Turn, Turns, answer_of, asked_again
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
@@ -262,7 +261,7 @@ class Mirror:
     """
 
     prefix: str
-    holders: dict[IPv4Address, str] = field(factory=dict, init=False)
+    holders: dict[Address, str] = field(factory=dict, init=False)
     agents: dict[str, AgentRecord] = field(factory=dict, init=False)
     latest: int = field(default=0, init=False)
     lost: bool = field(default=False, init=False)
@@ -316,7 +315,7 @@ class Mirror:
         if key.startswith(self._claims):
             address = self._address(key)
             if address is None:
-                return Oddity(key, "it names no IPv4 address")
+                return Oddity(key, "it names no address, or not in its usual form")
             if node.value is None:
                 return Oddity(key, "it has no value")
             self.holders[address] = node.value
@@ -360,11 +359,14 @@ class Mirror:
     def _holds_folders(self, key: str) -> bool:
         return self._claims.startswith(f"{key}/") or self._agents.startswith(f"{key}/")
 
-    def _address(self, key: str) -> IPv4Address | None:
+    def _address(self, key: str) -> Address | None:
+        """Which address a claim is for. One that is spelt in another way than agents do is nobody's claim."""
+        text = key.removeprefix(self._claims)
         try:
-            return ipv4(key.removeprefix(self._claims))
-        except AddressValueError:
+            address = ip(text)
+        except ValueError:
             return None
+        return address if str(address) == text else None
 
 
 # Asking.
@@ -396,7 +398,7 @@ class Etcd2ClaimStore:
     mirror: Mirror | None = field(default=None, init=False)
     _watches: list[_Watch] = field(factory=list, init=False)
     _first: int = field(default=0, init=False)
-    _indexes: dict[IPv4Address, int] = field(factory=dict, init=False)
+    _indexes: dict[Address, int] = field(factory=dict, init=False)
     _claiming: Turns = field(init=False)
     _renewing: Turns = field(init=False)
     _bases: Sequence[tuple[str, str]] = field(init=False)
@@ -416,10 +418,10 @@ class Etcd2ClaimStore:
         self._create = f"?prevExist=false&ttl={self.ttl}&value={quote(self.agent_id, safe='')}"
         self._refresh = f"?prevExist=true&{self._own}&ttl={self.ttl}&refresh=true"
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         return self._answer(self._acquire(address))
 
-    async def _acquire(self, address: IPv4Address) -> Granted | Taken | Unavailable:
+    async def _acquire(self, address: Address) -> Granted | Taken | Unavailable:
         path, deadline = f"/publicips/{address}", self._within(CLAIM_TIME)
         turn = await self._claiming.turn(self.ttl * CLAIM_TIME)
         try:
@@ -433,20 +435,16 @@ class Etcd2ClaimStore:
         finally:
             turn.done()
 
-    def renew(
-        self, addresses: AbstractSet[IPv4Address]
-    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return Deferred.fromCoroutine(self._renew_all(addresses))
 
-    async def _renew_all(
-        self, addresses: AbstractSet[IPv4Address]
-    ) -> Mapping[IPv4Address, Granted | Lost | Unavailable]:
-        answers: dict[IPv4Address, Granted | Lost | Unavailable] = {}
+    async def _renew_all(self, addresses: AbstractSet[Address]) -> Mapping[Address, Granted | Lost | Unavailable]:
+        answers: dict[Address, Granted | Lost | Unavailable] = {}
         deadline = self._within(BEAT_TIME)
         flying: list[Deferred[None]] = []
         too_late = Unavailable("")
 
-        async def renew_one(address: IPv4Address, turn: Turn) -> None:
+        async def renew_one(address: Address, turn: Turn) -> None:
             try:
                 answers[address] = await self._answer(self._renew(address, deadline))
             finally:
@@ -465,7 +463,7 @@ class Etcd2ClaimStore:
                 renewal.addErrback(lambda failure: None).cancel()
         return {address: answers.get(address, too_late) for address in addresses}
 
-    async def _renew(self, address: IPv4Address, deadline: float) -> Granted | Lost | Unavailable:
+    async def _renew(self, address: Address, deadline: float) -> Granted | Lost | Unavailable:
         refusals = {NOT_FOUND, COMPARE_FAILED, NOT_A_FILE}
         known = self.mirror.latest if self.mirror else 0
         sent, said = await self._ask("PUT", f"/publicips/{address}{self._refresh}", deadline, refusals)
@@ -474,7 +472,7 @@ class Etcd2ClaimStore:
         self._indexes.pop(address, None)
         return Lost()
 
-    def _granted(self, address: IPv4Address, sent: float, node: Node, known: int) -> Granted | Unavailable:
+    def _granted(self, address: Address, sent: float, node: Node, known: int) -> Granted | Unavailable:
         if node.index <= known:
             # This was asked for after that change. See Note [A store that forgets].
             for watch in self._watches:
@@ -485,10 +483,10 @@ class Etcd2ClaimStore:
         self._indexes[address] = node.index
         return Granted(sent)
 
-    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(self, address: Address) -> Deferred[Released | Unavailable]:
         return self._answer(self._release(address))
 
-    async def _release(self, address: IPv4Address) -> Released | Unavailable:
+    async def _release(self, address: Address) -> Released | Unavailable:
         path, deadline = f"/publicips/{address}", self._within(CLAIM_TIME)
         turn = await self._claiming.turn(self.ttl * CLAIM_TIME)
         try:

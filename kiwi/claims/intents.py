@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 
 from attrs import frozen
 from effect import TypeDispatcher
 from twisted.internet.defer import Deferred
 from txeffect import deferred_performer
 
-from kiwi.model import AgentRecord
+from kiwi.model import Address, AgentRecord
 
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 
@@ -19,21 +18,21 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 class AcquireClaim:
     """The intent to create the claim to an address. Performed, it gives what L{IClaimStore.acquire} gives."""
 
-    address: IPv4Address
+    address: Address
 
 
 @frozen
 class RenewClaims:
     """The intent to give claims a whole TTL again. Performed, it gives what L{IClaimStore.renew} gives."""
 
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[Address]
 
 
 @frozen
 class ReleaseClaim:
     """The intent to delete this agent's claim to an address. Performed, it gives what L{IClaimStore.release} gives."""
 
-    address: IPv4Address
+    address: Address
 
 
 @frozen
@@ -59,7 +58,7 @@ def claims_dispatcher(store: IClaimStore) -> TypeDispatcher:
         return store.acquire(intent.address)
 
     @deferred_performer
-    def renew(dispatcher: object, intent: RenewClaims) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(dispatcher: object, intent: RenewClaims) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return store.renew(intent.addresses)
 
     @deferred_performer

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from ipaddress import IPv4Address
 
 from attrs import frozen
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims
 
 
 @frozen
@@ -64,17 +63,17 @@ class IClaimStore(Interface):
     No method fails: whatever goes wrong is an L{Unavailable}. Every answer comes within a time that the TTL bounds.
     """
 
-    def acquire(address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(address: Address) -> Deferred[Granted | Taken | Unavailable]:
         """
         Create the claim, if nobody has it. A claim that this agent has already is L{Taken} with its own id as holder
         (renewing then tells whether it lasts). Where claims rest on records, it is granted from when the record was
         confirmed.
         """
 
-    def renew(addresses: AbstractSet[IPv4Address]) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         """Give these claims of this agent a whole TTL again, without waking those who watch. Answers for each one."""
 
-    def release(address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(address: Address) -> Deferred[Released | Unavailable]:
         """Delete the claim if it is this agent's. A claim of another agent is left alone and counts as released."""
 
     def register(record: AgentRecord, replacing: AgentRecord | None = None) -> Deferred[Granted | Taken | Unavailable]:

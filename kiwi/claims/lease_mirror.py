@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
-from ipaddress import AddressValueError, IPv4Address
 from math import inf
 
 from attrs import define, field
 
-from kiwi.model import CLOCK_DRIFT, AgentRecord, Claims, ipv4
+from kiwi.model import CLOCK_DRIFT, Address, AgentRecord, Claims
 
 from .lease_objects import (
     HISTORY,
@@ -21,6 +20,7 @@ from .lease_objects import (
     Lease,
     LossLease,
     Strange,
+    address_of,
     has_gone_back,
     number,
 )
@@ -64,7 +64,7 @@ class LeaseMirror:
     @ivar edition: another number whenever something else is known than before, but for what only time changes.
     """
 
-    claims: dict[IPv4Address, ClaimLease] = field(factory=dict, init=False)
+    claims: dict[Address, ClaimLease] = field(factory=dict, init=False)
     sessions: dict[str, Session] = field(factory=dict, init=False)
     names: dict[str, str] = field(factory=dict, init=False)
     history: str | None = field(default=None, init=False)
@@ -134,8 +134,8 @@ class LeaseMirror:
         self._end(name)
         if name == HISTORY:
             self.history = None
-        with contextlib.suppress(AddressValueError):
-            if self.claims.pop(ipv4(name), None) is not None:
+        with contextlib.suppress(ValueError):
+            if self.claims.pop(address_of(name), None) is not None:
                 self.edition += 1
 
     def _end(self, name: str) -> None:

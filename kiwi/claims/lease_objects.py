@@ -5,8 +5,9 @@ In one namespace there are:
 
  - C{agent.<id>}, the Lease of an agent, which it writes anew all the time. C{holderIdentity} is its id, C{renewTime}
    the time of day for people, and an annotation what the agent tells of itself, as JSON;
- - C{<address>}, a claim. C{holderIdentity} is the id of the agent that has it, and an annotation the uid of the
-   agent's Lease on which it depends (Note [Sessions] in L{kiwi.claims.leases});
+ - C{<address>}, a claim; for IPv6 with all eight groups and dashes between them, C{fd00-0-0-0-0-0-0-29}.
+   C{holderIdentity} is the id of the agent that has it, and an annotation the uid of the agent's Lease on which it
+   depends (Note [Sessions] in L{kiwi.claims.leases});
  - C{history} and C{lost} (Note [A store that forgets] in L{kiwi.claims.leases}).
 """
 
@@ -16,13 +17,12 @@ import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from hashlib import blake2b
-from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 from attrs import frozen
 
 from kiwi.logs import printable
-from kiwi.model import AgentRecord, ipv4
+from kiwi.model import Address, AgentRecord, ip
 
 from .records import read_record, write_record
 
@@ -81,7 +81,7 @@ class ClaimLease:
     @ivar ttl: of that Lease, in seconds.
     """
 
-    address: IPv4Address
+    address: Address
     identity: Identity
     holder: str
     session: str
@@ -90,7 +90,7 @@ class ClaimLease:
 
     @property
     def name(self) -> str:
-        return str(self.address)
+        return claim_lease_name(self.address)
 
 
 @frozen
@@ -133,6 +133,21 @@ def agent_lease_name(agent_id: str) -> str:
     return f"{_AGENT}{legible}-{blake2b(agent_id.encode(), digest_size=8).hexdigest()}"
 
 
+def claim_lease_name(address: Address) -> str:
+    """The name of a claim's Lease, which must be a DNS subdomain: no colons, and no dash at an end."""
+    if address.version == 4:
+        return str(address)
+    return "-".join(f"{int(group, 16):x}" for group in address.exploded.split(":"))
+
+
+def address_of(name: str) -> Address:
+    """The address that a claim's Lease is for. Raises L{ValueError} where no agent would give it this name."""
+    address = ip(name.replace("-", ":"))
+    if claim_lease_name(address) != name:
+        raise ValueError(f"{name!r} is not the name of a claim to {address}")
+    return address
+
+
 def number(version: str) -> int | None:
     """
     A resource version as a number that grows with each change of anything in the cluster, which it is wherever the API
@@ -168,9 +183,9 @@ def read_lease(document: Mapping[str, Any]) -> Lease:
         record = read_record(holder, _text(annotations.get(RECORD)))
         return AgentLease(name, identity, holder, _ttl(spec), _text(spec.get("renewTime")), record)
     try:
-        address = ipv4(name)
-    except AddressValueError:
-        return Strange(name, identity, "it names neither an agent nor an IPv4 address")
+        address = address_of(name)
+    except ValueError:
+        return Strange(name, identity, "it names neither an agent nor an address, or not in the usual form")
     session = _text(annotations.get(SESSION))
     if not holder or not session:
         return Strange(name, identity, "it does not say who has the address")
@@ -212,7 +227,7 @@ def write_agent(
 
 
 def write_claim(
-    namespace: str, address: IPv4Address, holder: str, session: str, ttl: int, now: str, over: ClaimLease | None = None
+    namespace: str, address: Address, holder: str, session: str, ttl: int, now: str, over: ClaimLease | None = None
 ) -> dict[str, Any]:
     """
     A claim.
@@ -228,7 +243,7 @@ def write_claim(
         "acquireTime": now,
         "leaseTransitions": transitions,
     }
-    return _document(namespace, str(address), spec, {SESSION: session}, over.identity if over else None)
+    return _document(namespace, claim_lease_name(address), spec, {SESSION: session}, over.identity if over else None)
 
 
 def write_history(namespace: str, now: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from ipaddress import IPv4Address
 
 from attrs import define, field
 from twisted.application.service import IService
@@ -19,12 +18,12 @@ from kiwi.backoff import BackoffPolicy
 from kiwi.http import HTTPError
 from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.logs import logger
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims
 
 from .asking import CLAIM_TIME, CLAIMS_IN_FLIGHT, Turns, answer_of
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from .lease_mirror import LeaseMirror
-from .lease_objects import ClaimLease, Lease, has_gone_back, number, write_claim
+from .lease_objects import ClaimLease, Lease, claim_lease_name, has_gone_back, number, write_claim
 from .lease_requests import Conflict, Deleted, Gone, LeaseRequests
 from .lease_session import MOST_TRIES, OwnSession
 from .lease_watch import LeaseWatch
@@ -100,8 +99,8 @@ class LeaseClaimStore:
     requests: LeaseRequests = field(init=False)
     session: OwnSession = field(init=False)
     watches: list[LeaseWatch] = field(factory=list, init=False)
-    _written: dict[IPv4Address, ClaimLease] = field(factory=dict, init=False)
-    _given_back: dict[IPv4Address, str] = field(factory=dict, init=False)
+    _written: dict[Address, ClaimLease] = field(factory=dict, init=False)
+    _given_back: dict[Address, str] = field(factory=dict, init=False)
     _turns: Turns = field(init=False)
 
     log = logger("kiwi.claims")
@@ -114,10 +113,10 @@ class LeaseClaimStore:
         )
         self._turns = Turns(clock, CLAIMS_IN_FLIGHT, patience=PATIENCE)
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         return answer_of(self._acquire(address), self.log)
 
-    async def _acquire(self, address: IPv4Address) -> Granted | Taken | Unavailable:
+    async def _acquire(self, address: Address) -> Granted | Taken | Unavailable:
         deadline = self._deadline()
         turn = await self._turns.turn(self.ttl * CLAIM_TIME)
         try:
@@ -132,7 +131,7 @@ class LeaseClaimStore:
                 answer = await self._claim(address, own.uid, over, deadline)
                 if answer is not None:
                     return answer
-                there = await self.requests.get(str(address), deadline)
+                there = await self.requests.get(claim_lease_name(address), deadline)
                 over = there if isinstance(there, ClaimLease) and self._is_free(there) else None
                 if not isinstance(there, Gone) and over is None:
                     return Taken(self._holder(there) if isinstance(there, ClaimLease) else "")
@@ -141,10 +140,10 @@ class LeaseClaimStore:
             turn.done()
 
     async def _claim(
-        self, address: IPv4Address, session: str, over: ClaimLease | None, deadline: float
+        self, address: Address, session: str, over: ClaimLease | None, deadline: float
     ) -> Granted | Unavailable | None:
         """Make a claim that rests on a session; C{None} where there is another one than was thought."""
-        known, sight, name = self._latest(), self._sight(), str(address)
+        known, sight, name = self._latest(), self._sight(), claim_lease_name(address)
         said: Lease | Conflict | Gone
         document = write_claim(self.namespace, address, self.agent_id, session, self.ttl, self.session.stamp(), over)
         if over is None:
@@ -170,12 +169,10 @@ class LeaseClaimStore:
         self._written[address] = said
         return Granted(own.sent)
 
-    def renew(
-        self, addresses: AbstractSet[IPv4Address]
-    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return Deferred.fromCoroutine(self._renew(addresses))
 
-    async def _renew(self, addresses: AbstractSet[IPv4Address]) -> Mapping[IPv4Address, Granted | Lost | Unavailable]:
+    async def _renew(self, addresses: AbstractSet[Address]) -> Mapping[Address, Granted | Lost | Unavailable]:
         if not addresses:
             return {}
         answer = await self.session.confirm()
@@ -184,14 +181,14 @@ class LeaseClaimStore:
             return dict.fromkeys(addresses, other)
         return {address: await answer_of(self._confirmed(address, answer), self.log) for address in addresses}
 
-    async def _confirmed(self, address: IPv4Address, answer: Granted) -> Granted | Lost | Unavailable:
+    async def _confirmed(self, address: Address, answer: Granted) -> Granted | Lost | Unavailable:
         """What the confirmation of the session means for one claim."""
         own, claim = self.session.own, self._known(address)
         if own is not None and claim is not None and claim.session == own.uid and claim == self._written.get(address):
             return answer
         return await self._adopted(address, claim)
 
-    async def _adopted(self, address: IPv4Address, claim: ClaimLease | None) -> Granted | Lost | Unavailable:
+    async def _adopted(self, address: Address, claim: ClaimLease | None) -> Granted | Lost | Unavailable:
         """Whether a claim is this agent's. If it is, it is written again. See Note [The late delete]."""
         deadline = self._deadline()
         turn = await self._turns.turn(self.ttl * CLAIM_TIME)
@@ -199,24 +196,24 @@ class LeaseClaimStore:
             for _ in range(MOST_TRIES):
                 own = self.session.own
                 if claim is None and self.mirror is None:
-                    there = await self.requests.get(str(address), deadline)
+                    there = await self.requests.get(claim_lease_name(address), deadline)
                     claim = there if isinstance(there, ClaimLease) else None
                 if own is None or claim is None or claim.session != own.uid:
                     return Lost()
                 answer = await self._claim(address, own.uid, claim, deadline)
                 if answer is not None:
                     return answer
-                there = await self.requests.get(str(address), deadline)
+                there = await self.requests.get(claim_lease_name(address), deadline)
                 claim = there if isinstance(there, ClaimLease) else None
             return Lost()
         finally:
             turn.done()
 
-    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(self, address: Address) -> Deferred[Released | Unavailable]:
         return answer_of(self._release(address), self.log)
 
-    async def _release(self, address: IPv4Address) -> Released:
-        deadline, name = self._deadline(), str(address)
+    async def _release(self, address: Address) -> Released:
+        deadline, name = self._deadline(), claim_lease_name(address)
         turn = await self._turns.turn(self.ttl * CLAIM_TIME)
         try:
             claim: Lease | Gone = self._known(address) or await self.requests.get(name, deadline)
@@ -244,7 +241,7 @@ class LeaseClaimStore:
     def watch(self, changed: Callable[[Claims], None]) -> IService:
         return LeaseWatch(self, changed)
 
-    def _known(self, address: IPv4Address) -> ClaimLease | None:
+    def _known(self, address: Address) -> ClaimLease | None:
         """The claim to an address, as far as this agent knows: from the watch, or from an answer after that."""
         written, mirror = self._written.get(address), self.mirror
         if mirror is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
 from attrs import define, field, frozen
@@ -14,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from kiwi.logs import logger
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims
 
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 
@@ -56,7 +55,7 @@ class MemoryClaims:
     """
 
     clock: IReactorTime
-    _claims: _Expiring[IPv4Address, str] = field(init=False)
+    _claims: _Expiring[Address, str] = field(init=False)
     _agents: _Expiring[str, AgentRecord] = field(init=False)
     _watches: list[_MemoryWatch] = field(factory=list, init=False)
 
@@ -89,7 +88,7 @@ class MemoryClaimStore:
     _agent_id: str
     _ttl: float
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         holder = self._shared._claims.values.get(address)
         if holder is not None:
             return succeed(Taken(holder))
@@ -97,18 +96,16 @@ class MemoryClaimStore:
         self._shared._wake()
         return succeed(Granted(self._shared.clock.seconds()))
 
-    def renew(
-        self, addresses: AbstractSet[IPv4Address]
-    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return succeed({address: self._renew(address) for address in addresses})
 
-    def _renew(self, address: IPv4Address) -> Granted | Lost | Unavailable:
+    def _renew(self, address: Address) -> Granted | Lost | Unavailable:
         if self._shared._claims.values.get(address) != self._agent_id:
             return Lost()
         self._shared._claims.put(address, self._agent_id, self._ttl)
         return Granted(self._shared.clock.seconds())
 
-    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(self, address: Address) -> Deferred[Released | Unavailable]:
         if self._shared._claims.values.get(address) == self._agent_id:
             self._shared._claims.remove(address)
             self._shared._wake()

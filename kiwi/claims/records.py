@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from typing import Any
 
-from kiwi.model import AgentRecord
+from kiwi.model import AgentRecord, Network
 
 
 def parsed(text: bytes) -> Any:
@@ -25,6 +26,8 @@ def write_record(record: AgentRecord) -> str:
         told["node"] = record.node
     if record.standby:
         told["standby"] = True
+    if record.networks is not None:
+        told["networks"] = [str(network) for network in record.networks]
     return json.dumps(told, separators=(",", ":"))
 
 
@@ -39,7 +42,7 @@ def read_record(agent_id: str, text: str) -> AgentRecord | None:
     host, place, instance = (raw.get(name) for name in ("host", "place", "instance"))
     if not (isinstance(host, str) and isinstance(place, str) and isinstance(instance, str)):
         return None
-    node = raw.get("node")
+    node, networks = raw.get("node"), raw.get("networks")
     return AgentRecord(
         agent_id,
         host,
@@ -48,4 +51,15 @@ def read_record(agent_id: str, text: str) -> AgentRecord | None:
         leaving=raw.get("leaving") is True,
         node=node if isinstance(node, str) else "",
         standby=raw.get("standby") is True,
+        networks=_networks(networks) if isinstance(networks, list) else None,
     )
+
+
+def _networks(raw: list[Any]) -> tuple[Network, ...] | None:
+    """Networks; C{None} where one of them is none: then nobody can tell what the agent may carry."""
+    if not all(isinstance(text, str) for text in raw):
+        return None
+    try:
+        return tuple(map(ip_network, raw))
+    except ValueError:
+        return None

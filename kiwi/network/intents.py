@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-
 from attrs import frozen
 from effect import TypeDispatcher
 from twisted.internet.defer import Deferred
 from txeffect import deferred_performer
 
-from kiwi.model import Assignment, Host, Mark
+from kiwi.model import Address, Assignment, Host, Mark, Placement
 
 from .interface import Assigned, IAddresses, IAnnouncer, IFirewall, INeighbours, Probed, Unassigned
 from .threads import InThread
@@ -22,16 +20,16 @@ class ReadHost:
 
 @frozen
 class AssignAddresses:
-    """The intent to put addresses on the interface. Performed, it gives an L{Assigned}."""
+    """The intent to put addresses on their interfaces. Performed, it gives an L{Assigned}."""
 
     assignments: frozenset[Assignment]
 
 
 @frozen
 class UnassignAddresses:
-    """The intent to take addresses off the interface. Performed, it gives an L{Unassigned}."""
+    """The intent to take addresses off the interfaces. Performed, it gives an L{Unassigned}."""
 
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[Address]
 
 
 @frozen
@@ -48,7 +46,7 @@ class ProbeNeighbours:
     L{Probed}.
     """
 
-    addresses: frozenset[IPv4Address]
+    placements: frozenset[Placement]
     wait: float
 
 
@@ -109,7 +107,7 @@ def network_dispatcher(network: Network) -> TypeDispatcher:
 
     @deferred_performer
     def probe(dispatcher: object, intent: ProbeNeighbours) -> Deferred[Probed]:
-        return network.in_probe_thread(network.neighbours.probe, intent.addresses, intent.wait)
+        return network.in_probe_thread(network.neighbours.probe, intent.placements, intent.wait)
 
     @deferred_performer
     def read_marks(dispatcher: object, intent: ReadMarks) -> Deferred[frozenset[Mark] | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Address
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 from attrs import define, evolve, field
@@ -14,10 +14,10 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims, ip
 from tests.fakes.worlds import World
 
-ONE, TWO, THREE = (IPv4Address(f"192.168.1.{last}") for last in (41, 42, 43))
+ONE, TWO, THREE = map(ip, ("192.168.1.41", "fd00::42", "192.168.1.43"))
 A = AgentRecord("a", "host-a", "place-a", "first")
 B = AgentRecord("b", "host-b", "place-b", "only")
 C = AgentRecord("c", "host-c", "place-c", "first")
@@ -113,7 +113,7 @@ def levels(events: Sequence[LogEvent]) -> list[str]:
     return [event["log_level"].name for event in events]
 
 
-def known(holders: Mapping[IPv4Address, str] | None = None, **more: Any) -> Claims:
+def known(holders: Mapping[Address, str] | None = None, **more: Any) -> Claims:
     """What is told while both agents are registered."""
     return Claims(holders or {}, {"a": A, "b": B}, **more)
 
@@ -127,7 +127,7 @@ async def registered(stage: Stage, store: IClaimStore, record: AgentRecord) -> I
     return store
 
 
-async def granted(stage: Stage, store: IClaimStore, *addresses: IPv4Address) -> None:
+async def granted(stage: Stage, store: IClaimStore, *addresses: Address) -> None:
     """Claim them, on a machine that may be slow."""
     for address in addresses:
         answer = await stage.world.of(store.acquire(address))
@@ -223,7 +223,7 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
                 await granted(self.stage, self.b, TWO)
                 self.assertEqual((await self.world.of(brief.renew({TWO}))), {TWO: Lost()})
 
-        def holders(self, listener: Listener) -> Mapping[IPv4Address, str] | None:
+        def holders(self, listener: Listener) -> Mapping[Address, str] | None:
             return None if listener.last is None else listener.last.holders
 
         async def test_renew_is_silent(self) -> None:
@@ -307,7 +307,7 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
         async def test_many_expire(self) -> None:
             """When hundreds of claims expire at once, a watch has heard of all of them before long."""
             brief = await self.brief()
-            many = [IPv4Address(f"10.0.{n // 250}.{n % 250}") for n in range(400)]
+            many = [ip(f"10.0.{n // 250}.{n % 250}") for n in range(400)]
             await self.world.of(gatherResults([brief.acquire(address) for address in many]))
             await granted(self.stage, self.b, ONE)
             listener = await self.watched(self.b)
@@ -449,7 +449,10 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
 
         async def test_records_of_any_text(self) -> None:
             """What an agent tells of itself is any text, and comes back as it was; its id is any that is allowed."""
-            record = AgentRecord("Web-1.example_x", 'é "quoted" \\ 100% a+b&c=d;#?', "\n\u2028{}", "")
+            networks = (ip_network("192.168.1.0/24"), ip_network("fd00::/64"))
+            record = AgentRecord(
+                "Web-1.example_x", 'é "quoted" \\ 100% a+b&c=d;#?', "\n\u2028{}", "", networks=networks
+            )
             store = await registered(self.stage, self.stage.store(record.id), record)
             listener = await self.watched(self.b)
             self.assertEqual(listener.heard, [Claims({}, {"a": A, "b": B, record.id: record})])

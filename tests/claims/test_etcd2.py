@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from kiwi.claims.etcd2 import Etcd2ClaimStore
 from kiwi.claims.interface import Granted, Lost, Released, Taken, Unavailable
-from kiwi.model import Claims
+from kiwi.model import Claims, ip
 from tests.fakes.worlds import ClockWorld
 
 from .claimstoretests import (
@@ -28,7 +27,7 @@ from .claimstoretests import (
 )
 from .stages import BACKOFF, EtcdStage, FakeEtcd2Stage, debian_stage, etcd2_store, fake_stage, wheel_stage
 
-MANY = [IPv4Address(f"10.0.{n // 250}.{n % 250}") for n in range(1000)]
+MANY = [ip(f"10.0.{n // 250}.{n % 250}") for n in range(1000)]
 
 
 def make_directory_tests(make: Callable[[TestCase], EtcdStage]) -> type[TestCase]:
@@ -59,7 +58,7 @@ def make_directory_tests(make: Callable[[TestCase], EtcdStage]) -> type[TestCase
             write = self.stage.write
             await write("/publicips/192.168.1.41/deep", "x")
             await write("/publicips/192.168.1.999", "x")
-            await write("/publicips/fd00::1", "x")
+            await write("/publicips/fd00:0::1", "x")
             await write("/agents/x", "{")
             await write("/agents/y", '{"host": 1, "instance": null}')
             await write("/agents/z/deep", "x")

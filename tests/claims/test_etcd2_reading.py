@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from typing import Any
 
 from attrs import evolve
@@ -25,7 +25,7 @@ from kiwi.claims.etcd2 import (
 from kiwi.claims.records import read_record, write_record
 from kiwi.claims.telling import GATHERING, Oddity
 from kiwi.http import Response
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims, ip
 
 from .claimstoretests import ONE, THREE, TWO, A, Listener
 from .stages import FakeEtcd2Stage
@@ -231,7 +231,7 @@ class MirrorTests(SynchronousTestCase):
     def test_events_after_the_snapshot(self) -> None:
         """Events change what the snapshot said."""
         self.mirror.restore(Snapshot(5, [Node("/kiwi/publicips/192.168.1.41", "a", False, 3)]))
-        self.event(6, "publicips/192.168.1.42", "b")
+        self.event(6, "publicips/fd00::42", "b")
         self.event(7, "publicips/192.168.1.41", None)
         self.event(8, "agents/a", write_record(A))
         self.assertEqual(known(self.mirror), Claims({TWO: "b"}, {"a": A}))
@@ -243,10 +243,10 @@ class MirrorTests(SynchronousTestCase):
         """
         self.event(3, "publicips/192.168.1.41", "a")
         self.event(4, "publicips/192.168.1.41", None)
-        self.event(4, "publicips/192.168.1.42", None)
+        self.event(4, "publicips/fd00::42", None)
         self.event(7, "publicips/192.168.1.43", "c")
         self.assertFalse(self.mirror.complete)
-        self.mirror.restore(Snapshot(5, [Node("/kiwi/publicips/192.168.1.42", "b", False, 5)]))
+        self.mirror.restore(Snapshot(5, [Node("/kiwi/publicips/fd00::42", "b", False, 5)]))
         self.assertEqual(known(self.mirror), Claims({TWO: "b", THREE: "c"}))
 
     def test_folders_that_go(self) -> None:
@@ -324,9 +324,9 @@ class FuzzTests(SynchronousTestCase):
         )
         assert isinstance(good, Event)
         mirror.hear(good)
-        self.assertEqual(known(mirror), Claims({**before.holders, IPv4Address("10.9.8.7"): "z"}, before.agents))
+        self.assertEqual(known(mirror), Claims({**before.holders, ip("10.9.8.7"): "z"}, before.agents))
         for address, holder in mirror.holders.items():
-            self.assertTrue(isinstance(address, IPv4Address) and type(holder) is str, (address, holder))
+            self.assertTrue(isinstance(address, Address | IPv6Address) and type(holder) is str, (address, holder))
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(LINES | st.integers(0, 2**18).map(lambda size: b"x" * size), max_size=20))
@@ -371,7 +371,7 @@ class EventuallyTests(SynchronousTestCase):
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.tuples(OPERATIONS, st.sampled_from("ab"), st.sampled_from([ONE, TWO, THREE])), max_size=30))
-    def test_watch_knows_in_the_end(self, operations: list[tuple[str, str, IPv4Address]]) -> None:
+    def test_watch_knows_in_the_end(self, operations: list[tuple[str, str, Address]]) -> None:
         """Whatever is done, and whatever goes wrong meanwhile, in the end a watch knows what the store knows."""
         stage = FakeEtcd2Stage()
         fake, world = stage.fake, stage.world

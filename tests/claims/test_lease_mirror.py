@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
 from math import inf
 
 from attrs import evolve, frozen
@@ -21,9 +20,9 @@ from kiwi.claims.lease_objects import (
     LossLease,
     Strange,
 )
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims, ip
 
-ONE, TWO = IPv4Address("192.168.1.41"), IPv4Address("192.168.1.42")
+ONE, TWO = ip("192.168.1.41"), ip("192.168.1.42")
 TTL = 10.0
 ENDS = TTL * 1.01
 A = AgentRecord("a", "host-a", "place-a", "first")
@@ -34,7 +33,7 @@ def agent(record: AgentRecord = A, uid: str = "session-a", version: int = 1) -> 
     return AgentLease(f"agent.{record.id}", Identity(uid, str(version)), record.id, TTL, f"at {version}", record)
 
 
-def claim(address: IPv4Address = ONE, holder: str = "a", session: str = "session-a", version: int = 2) -> ClaimLease:
+def claim(address: Address = ONE, holder: str = "a", session: str = "session-a", version: int = 2) -> ClaimLease:
     return ClaimLease(address, Identity(f"claim-{version}", str(version)), holder, session, TTL)
 
 
@@ -48,7 +47,7 @@ def mirror(*leases: Lease, now: float = 0.0) -> LeaseMirror:
 class SessionTests(SynchronousTestCase):
     """How long claims last."""
 
-    def claims(self, seen: LeaseMirror, now: float, *former: str) -> Mapping[IPv4Address, str]:
+    def claims(self, seen: LeaseMirror, now: float, *former: str) -> Mapping[Address, str]:
         return seen.known(now, set(former), 0).holders
 
     def test_lives(self) -> None:

@@ -31,7 +31,7 @@ from kiwi.claims.lease_objects import (
     write_history,
     write_loss,
 )
-from kiwi.model import AgentRecord, ipv4
+from kiwi.model import AgentRecord, ip
 
 NOW = "2026-11-25T14:05:00.123456Z"
 MADE = Identity("uid-1", "7")
@@ -42,7 +42,7 @@ ids = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", fullmatch
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 records = st.builds(AgentRecord, ids, texts, texts, texts, st.booleans())
-addresses = st.integers(0, 2**32 - 1).map(lambda n: ipv4(".".join(str(n >> shift & 255) for shift in (24, 16, 8, 0))))
+addresses = st.ip_addresses().map(lambda address: ip(address.packed))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
@@ -112,7 +112,7 @@ class WriteTests(SynchronousTestCase):
 
     def test_claim(self) -> None:
         """A claim says who has it, on which session, and how often it went from one agent to another."""
-        document = write_claim("kiwi", ipv4("192.168.1.41"), "a", "session", 10, NOW)
+        document = write_claim("kiwi", ip("192.168.1.41"), "a", "session", 10, NOW)
         self.assertEqual(
             document,
             {
@@ -127,7 +127,7 @@ class WriteTests(SynchronousTestCase):
                 "spec": {"holderIdentity": "a", "leaseDurationSeconds": 10, "acquireTime": NOW, "leaseTransitions": 0},
             },
         )
-        over = ClaimLease(ipv4("192.168.1.41"), MADE, "a", "session", 10.0, 3)
+        over = ClaimLease(ip("192.168.1.41"), MADE, "a", "session", 10.0, 3)
         for holder, transitions in {"a": 3, "b": 4}.items():
             again = write_claim("kiwi", over.address, holder, "another", 10, NOW, over)
             self.assertEqual(again["spec"]["leaseTransitions"], transitions)
@@ -168,7 +168,7 @@ class ReadTests(SynchronousTestCase):
     def test_strange(self) -> None:
         """What is none of Kiwi's, or makes no sense, says why."""
         holder = {"holderIdentity": "a"}
-        foreign = "it names neither an agent nor an IPv4 address"
+        foreign = "it names neither an agent nor an address, or not in the usual form"
         for name, spec, noted, why in [
             ("kube-scheduler", holder, {}, foreign),
             ("fd00::1", holder, {"kiwi/session": "s"}, foreign),
@@ -214,10 +214,10 @@ class ReadTests(SynchronousTestCase):
 
     def test_transitions(self) -> None:
         """How often a claim went over is for people, and whatever makes no sense is 0."""
-        document = made(write_claim("kiwi", ipv4("192.168.1.41"), "a", "s", 10, NOW))
+        document = made(write_claim("kiwi", ip("192.168.1.41"), "a", "s", 10, NOW))
         for said, read in {3: 3, **dict.fromkeys((-1, 2**31, "3", None), 0)}.items():
             document["spec"] = {**document["spec"], "leaseTransitions": said}
-            self.assertEqual(read_lease(document), ClaimLease(ipv4("192.168.1.41"), MADE, "a", "s", 10.0, read))
+            self.assertEqual(read_lease(document), ClaimLease(ip("192.168.1.41"), MADE, "a", "s", 10.0, read))
 
     @given(
         st.fixed_dictionaries(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from io import BytesIO
-from ipaddress import IPv4Address
 from typing import Any
 
 from attrs import define, evolve, field
@@ -19,7 +18,7 @@ from kiwi.claims.interface import Granted, Lost, Released, Taken, Unavailable
 from kiwi.claims.lease_objects import HISTORY, LOSS
 from kiwi.claims.lease_watch import GRACE
 from kiwi.claims.leases import LeaseClaimStore
-from kiwi.model import CLOCK_DRIFT, Claims
+from kiwi.model import CLOCK_DRIFT, Claims, ip
 from tests.fakes.kubernetes import Access, KubernetesResource, KubernetesState
 from tests.fakes.worlds import STEP, ClockWorld
 
@@ -800,7 +799,7 @@ class InFlightTests(TestCase):
         await world.of(store.register(A))
         stage.freeze()
         requests.clear()
-        addresses = [IPv4Address("10.10.0.1") + index for index in range(300)]
+        addresses = [ip("10.10.0.1") + index for index in range(300)]
         for address in addresses:
             claim = store.acquire(address).addErrback(lambda failure: failure.trap(CancelledError))
             self.addCleanup(claim.cancel)

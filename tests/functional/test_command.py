@@ -186,7 +186,6 @@ class WrongOptionTests(AgentTestCase):
     def test_values(self) -> None:
         """Each option's value is checked, and the line names the option or the value."""
         for option, value in [
-            ("--interface", "em9"),
             ("--interface", "no/such name"),
             ("-r", "192.168.1.0/33"),
             ("-r", "192.168.1.1/24"),

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from ipaddress import IPv4Address, IPv4Interface
 from math import floor, inf
 from random import Random
 from typing import Any
@@ -25,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kiwi.model import Assignment, Host, Link, Mark
+from kiwi.model import Address, Assignment, Configured, Host, Link, Mark, Placement, in_order, order
 from kiwi.network.addresses import preferred_lifetime
 from kiwi.network.interface import (
     Assigned,
@@ -39,6 +38,8 @@ from kiwi.network.interface import (
 )
 
 from .timeline import Event, HostClock, Process, Timeline
+
+INTERFACE = "em1"
 
 HZ = 250
 CHECK_FREQUENCY, FUZZ_MINUS, FUZZ, FUZZ_MAX = 120 * HZ, HZ // 50, HZ // 4, HZ
@@ -99,12 +100,12 @@ class Kernel:
     timeline: Timeline
     clock: HostClock
     mac: bytes
-    own: frozenset[IPv4Interface]
-    put: Callable[[IPv4Address, Entry, bool], object]
-    gone: Callable[[IPv4Address, Entry], object]
+    own: frozenset[Configured]
+    put: Callable[[Address, Entry, bool], object]
+    gone: Callable[[Address, Entry], object]
     link: Link | None = field(init=False)
-    entries: dict[IPv4Address, Entry] = field(factory=dict, init=False)
-    foreign: frozenset[IPv4Interface] = field(init=False)
+    entries: dict[Address, Entry] = field(factory=dict, init=False)
+    foreign: frozenset[Configured] = field(init=False)
     marks: frozenset[Mark] | None = field(default=None, init=False)
     spoiled: bool = field(default=False, init=False)
     listeners: list[Callable[[], object]] = field(factory=list, init=False)
@@ -112,13 +113,13 @@ class Kernel:
     _check: Event | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.link = Link(self.index, "em1", self.mac, ready=True)
+        self.link = Link(self.index, INTERFACE, self.mac, ready=True)
         self.foreign = self.own
 
     def jiffies(self) -> int:
         return int(self.clock.seconds() * HZ)
 
-    def write(self, address: IPv4Address, valid: float, preferred: float, by_hand: bool = False) -> None:
+    def write(self, address: Address, valid: float, preferred: float, by_hand: bool = False) -> None:
         """Add an address, or give it other lifetimes."""
         entry = Entry(self.jiffies(), valid, preferred, by_hand)
         self.put(address, entry, address not in self.entries)
@@ -126,7 +127,7 @@ class Kernel:
         self._arm(self.jiffies())
         self.changed()
 
-    def delete(self, address: IPv4Address) -> None:
+    def delete(self, address: Address) -> None:
         entry = self.entries.pop(address, None)
         if entry is not None:
             self.gone(address, entry)
@@ -153,7 +154,7 @@ class Kernel:
         """It is made again, with another index and with what somebody else configured on it."""
         if self.link is None:
             self.index += 1
-            self.link, self.foreign = Link(self.index, "em1", self.mac, ready=True), self.own
+            self.link, self.foreign = Link(self.index, INTERFACE, self.mac, ready=True), self.own
             self.changed()
 
     def changed(self) -> None:
@@ -204,19 +205,19 @@ class Addresses:
         now = kernel.clock.seconds()
         own = kernel.foreign
         return Host(
-            kernel.link,
+            {} if kernel.link is None else {INTERFACE: kernel.link},
             {address: now + kernel.left(entry) for address, entry in kernel.entries.items()},
+            dict.fromkeys(kernel.entries, INTERFACE),
+            {INTERFACE: own},
             own,
-            own,
-            frozenset(),
         )
 
     def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
         kernel = self.kernel
         theirs = {interface.ip for interface in kernel.foreign}
-        expires: dict[IPv4Address, float] = {}
-        failed: dict[IPv4Address, str] = {}
-        for assignment in sorted(assignments, key=lambda each: each.address):
+        expires: dict[Address, float] = {}
+        failed: dict[Address, str] = {}
+        for assignment in sorted(assignments, key=lambda each: order(each.address)):
             now = kernel.clock.seconds()
             address, left = assignment.address, assignment.expires - now
             if kernel.link is None:
@@ -231,8 +232,8 @@ class Addresses:
                 expires[address] = now + seconds
         return Assigned(expires, failed)
 
-    def unassign(self, addresses: AbstractSet[IPv4Address]) -> Unassigned:
-        for address in sorted(addresses):
+    def unassign(self, addresses: AbstractSet[Address]) -> Unassigned:
+        for address in in_order(addresses):
             self.kernel.delete(address)
         return Unassigned(frozenset(addresses))
 
@@ -266,13 +267,13 @@ class Announcer:
     """
 
     kernel: Kernel
-    announced: Callable[[IPv4Address], object]
+    announced: Callable[[Address], object]
 
     def announce(self, assignments: AbstractSet[Assignment]) -> None:
         if self.kernel.link is None or not self.kernel.link.ready:
             raise NetworkError("announcing addresses on em1: the interface is down")
         now = self.kernel.clock.seconds()
-        for address in sorted(each.address for each in assignments if now < each.expires):
+        for address in in_order(each.address for each in assignments if now < each.expires):
             self.announced(address)
 
 
@@ -289,16 +290,17 @@ class Neighbours:
     kernel: Kernel
     process: Process
     timeline: Timeline
-    owners: Callable[[Kernel, IPv4Address], bytes | None]
-    asking: dict[Kernel, tuple[AbstractSet[IPv4Address], dict[IPv4Address, bytes]]]
+    owners: Callable[[Kernel, Address], bytes | None]
+    asking: dict[Kernel, tuple[AbstractSet[Address], dict[Address, bytes]]]
 
-    def begin(self, addresses: AbstractSet[IPv4Address], wait: float) -> None:
+    def begin(self, placements: AbstractSet[Placement], wait: float) -> None:
         """What is asked for from now on, until L{probe} tells what was heard."""
+        addresses = {placement.address for placement in placements}
         self.asking[self.kernel] = (addresses, {})
         for number in range(3):
             self.timeline.after(0.0005 + wait * number / 3, self._ask, addresses)
 
-    def _ask(self, addresses: AbstractSet[IPv4Address]) -> None:
+    def _ask(self, addresses: AbstractSet[Address]) -> None:
         if not self.process.alive or self.process.frozen or not self._is_ready(self.kernel):
             return
         for kernel, (theirs, heard) in self.asking.items():
@@ -308,10 +310,12 @@ class Neighbours:
     def _is_ready(self, kernel: Kernel) -> bool:
         return kernel.link is not None and kernel.link.ready
 
-    def probe(self, addresses: AbstractSet[IPv4Address], wait: float) -> Probed:
+    def probe(self, placements: AbstractSet[Placement], wait: float) -> Probed:
         if not self._is_ready(self.kernel):
             raise NetworkError("asking the neighbours on em1: the interface is down")
-        found = {address: self.owners(self.kernel, address) for address in sorted(addresses)}
+        found = {
+            address: self.owners(self.kernel, address) for address in in_order(each.address for each in placements)
+        }
         owners = {address: mac for address, mac in found.items() if mac is not None}
         _, heard = self.asking.pop(self.kernel)
         return Probed(owners, {address: mac for address, mac in heard.items() if address not in owners})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
 from math import inf
 from random import Random
 
 from attrs import define, field
 
 from kiwi.claims.lease_objects import AgentLease, ClaimLease, Lease, agent_lease_name, read_lease
+from kiwi.model import Address
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 from tests.fakes.kubernetes.server import Snapshot
 
@@ -95,7 +95,7 @@ class LeaseStore:
 
     # What it knows.
 
-    def claims(self) -> Mapping[IPv4Address, tuple[str, float]]:
+    def claims(self) -> Mapping[Address, tuple[str, float]]:
         """Who has each claim, and the true time until which it was promised."""
         leases = self._leases()
         sessions = {

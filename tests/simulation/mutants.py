@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from ipaddress import IPv4Address
 from math import inf
 from typing import Any
 
@@ -23,7 +22,7 @@ from kiwi.claims.lease_objects import AgentLease, ClaimLease, Identity, Lease
 from kiwi.claims.lease_requests import Conflict, Deleted, Gone, LeaseRequests
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import Converger
-from kiwi.model import CLOCK_DRIFT, AgentRecord, Assignment, Claims, Hold, Host
+from kiwi.model import CLOCK_DRIFT, Address, AgentRecord, Assignment, Claims, Hold, Host, in_order
 from kiwi.network.interface import Assigned, IAddresses, Unassigned
 from kiwi.planning import Situation, Terms
 from kiwi.steps import Acquire, Announce, ClaimTo, Release, Renew, Step, Unassign
@@ -116,7 +115,7 @@ class AnnouncesTooLong(Converger):
 
     def _do(self, step: Step) -> None:
         if isinstance(step, Announce):
-            step = Announce(frozenset(Assignment(each.address, inf) for each in step.assignments))
+            step = Announce(frozenset(Assignment(each.address, inf, each.interface) for each in step.assignments))
         super()._do(step)
 
 
@@ -180,17 +179,15 @@ class _CountsFromTheAnswer:
     def _now(self, answer: Any) -> Any:
         return Granted(self.clock.seconds()) if isinstance(answer, Granted) else answer
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         answer: Deferred[Any] = self.inner.acquire(address)
         return answer.addCallback(self._now)
 
-    def renew(
-        self, addresses: AbstractSet[IPv4Address]
-    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         answers: Deferred[Any] = self.inner.renew(addresses)
         return answers.addCallback(lambda all: {address: self._now(answer) for address, answer in all.items()})
 
-    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(self, address: Address) -> Deferred[Released | Unavailable]:
         return self.inner.release(address)
 
     def register(
@@ -221,7 +218,7 @@ class _Changed:
     def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
         return self.inner.assign(assignments)
 
-    def unassign(self, addresses: AbstractSet[IPv4Address]) -> Unassigned:
+    def unassign(self, addresses: AbstractSet[Address]) -> Unassigned:
         return self.inner.unassign(addresses)
 
 
@@ -231,7 +228,7 @@ class _ReplacesWithoutLifetimes(_Changed):
     def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
         there = set(self.inner.kernel.entries)
         assigned = self.inner.assign(assignments)
-        for address in sorted(there & assigned.expires.keys()):
+        for address in in_order(there & assigned.expires.keys()):
             self.inner.kernel.write(address, inf, inf)
         return assigned
 
@@ -240,7 +237,7 @@ class _RoundsUp(_Changed):
     """Lifetimes are whole seconds, rounded up."""
 
     def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
-        return self.inner.assign(frozenset(Assignment(a.address, a.expires + 0.999) for a in assignments))
+        return self.inner.assign(frozenset(Assignment(a.address, a.expires + 0.999, a.interface) for a in assignments))
 
 
 class _ArmsTheTimerOnce(_Changed):
@@ -248,7 +245,7 @@ class _ArmsTheTimerOnce(_Changed):
 
     def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
         assigned = self.inner.assign(assignments)
-        for address in sorted(assigned.expires):
+        for address in in_order(assigned.expires):
             valid = self.inner.kernel.entries[address].valid
             self.inner.kernel.write(address, valid, valid)
         return assigned
@@ -296,7 +293,7 @@ class _TrustsItsName(LeaseClaimStore):
 
     __slots__ = ()
 
-    async def _confirmed(self, address: IPv4Address, answer: Granted) -> Granted | Lost | Unavailable:
+    async def _confirmed(self, address: Address, answer: Granted) -> Granted | Lost | Unavailable:
         claim = self._known(address)
         return answer if claim is not None and claim.holder == self.agent_id else Lost()
 
@@ -306,7 +303,7 @@ class TrustsWhatItFinds(LeaseClaimStore):
 
     __slots__ = ()
 
-    async def _adopted(self, address: IPv4Address, claim: ClaimLease | None) -> Granted | Lost | Unavailable:
+    async def _adopted(self, address: Address, claim: ClaimLease | None) -> Granted | Lost | Unavailable:
         own = self.session.own
         return Granted(own.sent) if own is not None and claim is not None and claim.session == own.uid else Lost()
 

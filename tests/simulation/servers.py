@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
@@ -11,6 +10,7 @@ from attrs import define, field
 
 from kiwi.kubernetes.endpoints import SERVICE
 from kiwi.kubernetes.nodes import EXCLUDED
+from kiwi.model import Address, ip
 from tests.fakes.etcd2 import FakeEtcd2
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState, encode, service
 
@@ -97,8 +97,8 @@ class Store:
             for key, child in node.children.items()
         }
 
-    def claims(self) -> Mapping[IPv4Address, tuple[str, float]]:
-        return {IPv4Address(name): node for name, node in self.nodes(CLAIMS).items()}
+    def claims(self) -> Mapping[Address, tuple[str, float]]:
+        return {ip(name): node for name, node in self.nodes(CLAIMS).items()}
 
     # What goes wrong.
 
@@ -168,7 +168,7 @@ class Kubernetes:
             request.write(answer)
             request.finish()
 
-    def put(self, name: str, addresses: Sequence[IPv4Address], port: int, local: bool = False) -> None:
+    def put(self, name: str, addresses: Sequence[Address], port: int, local: bool = False) -> None:
         """
         A Service is like this now.
 
@@ -205,26 +205,26 @@ class Kubernetes:
         if ("default", name) in self.state.services:
             self.state.delete(name)
 
-    def wanted(self) -> Mapping[IPv4Address, frozenset[int]]:
+    def wanted(self) -> Mapping[Address, frozenset[int]]:
         """The ports that Services want marked, by address."""
-        wanted: dict[IPv4Address, frozenset[int]] = {}
+        wanted: dict[Address, frozenset[int]] = {}
         for stored in self.state.services.values():
             for address in stored.external:
                 ports = frozenset(port.port for port in stored.ports)
-                wanted[IPv4Address(address)] = wanted.get(IPv4Address(address), frozenset()) | ports
+                wanted[ip(address)] = wanted.get(ip(address), frozenset()) | ports
         return wanted
 
-    def eligible(self, nodes: frozenset[str]) -> Mapping[IPv4Address, frozenset[str]]:
+    def eligible(self, nodes: frozenset[str]) -> Mapping[Address, frozenset[str]]:
         """Which of these Nodes may carry each wanted address."""
         found = self.state.objects("nodes")
         fit = frozenset(node for node in nodes if ("", node) in found and EXCLUDED not in found["", node].labels)
-        eligible: dict[IPv4Address, frozenset[str]] = {}
+        eligible: dict[Address, frozenset[str]] = {}
         for stored in self.state.services.values():
             here = fit
             if stored.policies.get("externalTrafficPolicy") == "Local":
                 part = self.state.objects("endpointslices").get(("default", f"{stored.name}-1"))
                 here &= {each["nodeName"] for each in part.body["endpoints"]} if part else set()
-            for address in map(IPv4Address, stored.external):
+            for address in map(ip, stored.external):
                 eligible[address] = eligible.get(address, here) & here
         return eligible
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 
 from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
 
+from kiwi.model import ip
 from kiwi.network.addresses import preferred_lifetime
 
 from .lease_servers import LEASE_SERVER, LeaseStore
@@ -446,7 +446,7 @@ class ScenarioTests(SynchronousTestCase):
     def test_foreign(self) -> None:
         """An address that a machine has which is no agent is carried by nobody, until that machine is gone."""
         stage = self.stage()
-        address, mac = IPv4Address("192.168.1.60"), bytes.fromhex("020000000099")
+        address, mac = ip("192.168.1.60"), bytes.fromhex("020000000099")
         stage.world.machines[address] = mac
         asked = sum(host.threads[2].calls for host in stage.world.hosts)
         stage.world.kubernetes.put("taken", [address], 8000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from math import floor, inf
 from random import Random
 from typing import Any
@@ -14,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
 
 from kiwi.http import HTTPError, Response, request, stream
+from kiwi.model import Address
 from kiwi.network.addresses import preferred_lifetime
 from kiwi.planning import ALONE_ENDS_BEFORE, KERNEL_LATENESS
 
@@ -216,7 +216,7 @@ class KernelTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.timeline = Timeline()
-        self.gone: list[tuple[IPv4Address, float]] = []
+        self.gone: list[tuple[Address, float]] = []
 
     def kernel(self, offset: float) -> Kernel:
         return Kernel(

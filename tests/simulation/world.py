@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, ip_network
+from ipaddress import ip_interface, ip_network
 from math import inf
 from random import Random
 from typing import Any
@@ -29,19 +29,20 @@ from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.cluster import ClusterWatch
 from kiwi.kubernetes.credentials import NoCredentials
 from kiwi.kubernetes.services import Sources
-from kiwi.model import AgentRecord
+from kiwi.model import Address, AgentRecord, Placement, in_order, ip
 from kiwi.network.intents import Network as HostNetwork
 from kiwi.network.interface import IAddresses
 from kiwi.planning import FEW, Terms
+from kiwi.selection import Attachment
 
-from .kernel import Addresses, Announcer, Entry, Firewall, Kernel, Neighbours, Thread, latest
+from .kernel import INTERFACE, Addresses, Announcer, Entry, Firewall, Kernel, Neighbours, Thread, latest
 from .lease_servers import LEASE_SERVER, NAMESPACE, LeaseStore
 from .servers import KUBERNETES, PREFIX, Kubernetes, Store
 from .timeline import HostClock, Process, Timeline
 from .transport import Client, Network
 
-LAN = ip_network("192.168.1.0/24")
-ADDRESSES = tuple(IPv4Address(f"192.168.1.{number}") for number in range(41, 53))
+LAN = (ip_network("192.168.1.0/24"), ip_network("fd00::/64"))
+ADDRESSES = tuple(ip(f"{'fd00::' if number % 3 == 1 else '192.168.1.'}{number}") for number in range(41, 53))
 RECONNECT_INTERVAL = 5.0
 """Seconds; what C{--reconnect-interval} is by default."""
 
@@ -112,7 +113,7 @@ class SimulatedHost:
             world.timeline,
             self.clock,
             bytes([2, 0, 0, 0, 0, self.number]),
-            frozenset({IPv4Interface(f"192.168.1.{10 + self.number}/24")}),
+            frozenset(map(ip_interface, (f"192.168.1.{10 + self.number}/24", f"fd00::{10 + self.number}/64"))),
             lambda address, entry, new: world.judge.put(self, address, entry, new),
             lambda address, entry: world.judge.gone(self, address, entry),
         )
@@ -172,9 +173,9 @@ class SimulatedHost:
         for_addresses, for_firewall, for_probes = self.threads
         neighbours = Neighbours(self.kernel, process, world.timeline, world.owner, world.asking)
 
-        def ask(function: Callable[..., Any], addresses: AbstractSet[IPv4Address], wait: float) -> Deferred[Any]:
-            neighbours.begin(addresses, wait)
-            return for_probes.call(function, addresses, wait)
+        def ask(function: Callable[..., Any], placements: AbstractSet[Placement], wait: float) -> Deferred[Any]:
+            neighbours.begin(placements, wait)
+            return for_probes.call(function, placements, wait)
 
         network = HostNetwork(
             world.mutation.addresses(Addresses(self.kernel)),
@@ -197,13 +198,14 @@ class SimulatedHost:
             self._listen(process, changed)
             return _Part()
 
-        def watch_neighbours(heard: Callable[[IPv4Address, bytes], None]) -> IService:
+        def watch_neighbours(heard: Callable[[Address, bytes, str], None]) -> IService:
             world.ears.append((self, process, heard))
             return _Part()
 
         agent = self.agent = Agent(
             evolve(world.mutation.terms(record, world.ttl), few=world.few),
-            [LAN],
+            [Attachment(INTERFACE)],
+            LAN,
             clock,
             world.mutation.store(store, clock),
             network,
@@ -310,17 +312,17 @@ class Judge:
     """
 
     world: World
-    deadlines: dict[tuple[str, IPv4Address], float] = field(factory=dict, init=False)
+    deadlines: dict[tuple[str, Address], float] = field(factory=dict, init=False)
     violations: list[str] = field(factory=list, init=False)
-    _putters: dict[tuple[SimulatedHost, IPv4Address], str] = field(factory=dict, init=False)
-    _claims: Mapping[IPv4Address, tuple[str, float]] = field(factory=dict, init=False)
+    _putters: dict[tuple[SimulatedHost, Address], str] = field(factory=dict, init=False)
+    _claims: Mapping[Address, tuple[str, float]] = field(factory=dict, init=False)
 
     def complain(self, text: str) -> None:
         self.violations.append(f"{self.world.timeline.now:.4f} {text}")
         self.world.log(f"VIOLATION: {text}")
         self.world.timeline.stopped = True
 
-    def put(self, host: SimulatedHost, address: IPv4Address, entry: Entry, new: bool) -> None:
+    def put(self, host: SimulatedHost, address: Address, entry: Entry, new: bool) -> None:
         """An address is about to be put on a host, or to be kept there for longer."""
         if entry.by_hand:
             return
@@ -340,13 +342,13 @@ class Judge:
             if not any(mark.address == address for mark in host.kernel.marks or ()) and not host.kernel.spoiled:
                 self.complain(f"{host.name} puts {address} on its interface before its traffic is marked")
 
-    def _others(self, host: SimulatedHost, address: IPv4Address) -> None:
+    def _others(self, host: SimulatedHost, address: Address) -> None:
         for other in self.world.hosts:
             there = other.kernel.entries.get(address)
             if other is not host and there is not None and not there.by_hand:
                 self.complain(f"{address} has two carriers: it comes to {host.name}, and is on {other.name}")
 
-    def gone(self, host: SimulatedHost, address: IPv4Address, entry: Entry) -> None:
+    def gone(self, host: SimulatedHost, address: Address, entry: Entry) -> None:
         """An address was taken off a host."""
         if not entry.by_hand:
             self._is_promised(host, address)
@@ -378,7 +380,7 @@ class Judge:
                 if not entry.by_hand:
                     self._is_promised(host, address)
 
-    def _is_promised(self, host: SimulatedHost, address: IPv4Address) -> None:
+    def _is_promised(self, host: SimulatedHost, address: Address) -> None:
         now = self.world.timeline.now
         agent_id = self._putters[host, address]
         promised = self.deadlines.get((agent_id, address), -inf)
@@ -387,7 +389,7 @@ class Judge:
         elif promised < now - ROUNDING:
             self.complain(f"{address} is on {host.name} {now - promised:.3f} s after its claim has ended")
 
-    def announced(self, host: SimulatedHost, address: IPv4Address) -> None:
+    def announced(self, host: SimulatedHost, address: Address) -> None:
         for other in self.world.hosts:
             there = other.kernel.entries.get(address)
             if other is not host and there is not None and not there.by_hand:
@@ -426,11 +428,11 @@ class World:
     kubernetes: Kubernetes = field(init=False)
     hosts: list[SimulatedHost] = field(factory=list, init=False)
     judge: Judge = field(init=False)
-    ears: list[tuple[SimulatedHost, Process, Callable[[IPv4Address, bytes], None]]] = field(factory=list, init=False)
-    machines: dict[IPv4Address, bytes] = field(factory=dict, init=False)
-    asking: dict[Kernel, tuple[AbstractSet[IPv4Address], dict[IPv4Address, bytes]]] = field(factory=dict, init=False)
+    ears: list[tuple[SimulatedHost, Process, Callable[[Address, bytes, str], None]]] = field(factory=list, init=False)
+    machines: dict[Address, bytes] = field(factory=dict, init=False)
+    asking: dict[Kernel, tuple[AbstractSet[Address], dict[Address, bytes]]] = field(factory=dict, init=False)
     wakings: Counter[str] = field(factory=Counter, init=False)
-    announcements: Counter[IPv4Address] = field(factory=Counter, init=False)
+    announcements: Counter[Address] = field(factory=Counter, init=False)
     graveyard: list[Agent] = field(factory=list, init=False)
     _acting: str = field(default="", init=False)
     _logged: deque[tuple[float, str, LogEvent | str]] = field(factory=lambda: deque(maxlen=300), init=False)
@@ -494,7 +496,7 @@ class World:
         self._acting = process.name
         self.wakings[process.name] += 1
 
-    def owner(self, asking: Kernel, address: IPv4Address) -> bytes | None:
+    def owner(self, asking: Kernel, address: Address) -> bytes | None:
         """The MAC address of who else has an address on the link."""
         if address in self.machines:
             return self.machines[address]
@@ -505,22 +507,22 @@ class World:
                 return kernel.mac
         return None
 
-    def announced(self, host: SimulatedHost, address: IPv4Address) -> None:
+    def announced(self, host: SimulatedHost, address: Address) -> None:
         """A host tells the others on the link that it has an address."""
         self.judge.announced(host, address)
         self.announcements[address] += 1
         for other, process, heard in self.ears:
             if other is not host and other.kernel.link is not None and other.kernel.link.ready:
-                self.timeline.after(0.0003, process.deliver, heard, address, host.kernel.mac)
+                self.timeline.after(0.0003, process.deliver, heard, address, host.kernel.mac, INTERFACE)
 
-    def say(self, address: IPv4Address, mac: bytes) -> None:
+    def say(self, address: Address, mac: bytes) -> None:
         """A machine that is no agent says that it has an address."""
         for _, process, heard in self.ears:
-            process.deliver(heard, address, mac)
+            process.deliver(heard, address, mac, INTERFACE)
 
     # What is seen.
 
-    def carriers(self, address: IPv4Address) -> list[SimulatedHost]:
+    def carriers(self, address: Address) -> list[SimulatedHost]:
         """The hosts that have an address on their interface."""
         return [host for host in self.hosts if address in host.kernel.entries]
 
@@ -528,7 +530,7 @@ class World:
         """The ids of the agents that the store knows."""
         return self.store.agents()
 
-    def holders(self) -> Mapping[IPv4Address, str]:
+    def holders(self) -> Mapping[Address, str]:
         return {address: holder for address, (holder, _) in self.store.claims().items()}
 
     def unsettled(self) -> list[str]:
@@ -538,7 +540,7 @@ class World:
         wanted = {address: ports for address, ports in self.kubernetes.wanted().items() if eligible[address]}
         found = []
         holders = dict(self.holders())
-        for address in sorted({*wanted, *holders, *(a for host in self.hosts for a in host.kernel.entries)}):
+        for address in in_order({*wanted, *holders, *(a for host in self.hosts for a in host.kernel.entries)}):
             carriers = [host.name for host in self.carriers(address)]
             expected = [holders[address]] if address in wanted and address in holders else []
             if carriers != expected or (address in wanted) != (address in holders):
@@ -550,7 +552,7 @@ class World:
             marked = {(mark.address, mark.port) for mark in host.kernel.marks or ()}
             due = {(address, port) for address in host.kernel.entries for port in wanted.get(address, ())}
             if (marked != due or host.kernel.marks is None) and host.is_running:
-                found.append(f"{host.name} marks {sorted(marked)} instead of {sorted(due)}")
+                found.append(f"{host.name} marks {sorted(map(str, marked))} instead of {sorted(map(str, due))}")
             if not host.is_running and (host.kernel.marks or host.kernel.entries):
                 found.append(f"{host.name} has no agent, and something of one")
         running = {host.agent_id for host in self.hosts if host.is_running}
