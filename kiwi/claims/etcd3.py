@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 from attrs import define, field
 from treq.client import HTTPClient
@@ -183,7 +182,7 @@ class Etcd3ClaimStore:
                 return Unavailable("the record of this agent, on which the claim would rest, has gone meanwhile")
         raise HTTPError("the record of this agent changes all the time")
 
-    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Any, Granted | Lost | Unavailable]]:
+    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return Deferred.fromCoroutine(self._renew(addresses))
 
     async def _renew(self, addresses: AbstractSet[Address]) -> Mapping[Address, Granted | Lost | Unavailable]:

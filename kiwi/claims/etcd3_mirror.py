@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from attrs import define, field, frozen
 
@@ -91,7 +90,7 @@ class Etcd3Mirror:
 
     def known(self, losses: int) -> Claims:
         """What that means."""
-        holders: dict[Any, str] = {address: claim.holder for address, claim in self.claims.items()}
+        holders = {address: claim.holder for address, claim in self.claims.items()}
         return Claims(holders, dict(self.agents), losses, self.lost)
 
     def put(self, kv: KeyValue) -> bool:

@@ -175,11 +175,11 @@ def make_key_tests(make: Callable[[TestCase], Etcd3Stage]) -> type[TestCase]:
         async def test_ipv6(self) -> None:
             """An IPv6 address has one key, however it is spelt."""
             one, same = ip("fd00::1"), ip("FD00:0:0::0001")
-            await granted(self.stage, self.a, one)  # type: ignore[arg-type]
-            self.assertEqual(await self.world.of(self.b.acquire(same)), Taken("a"))  # type: ignore[arg-type]
+            await granted(self.stage, self.a, one)
+            self.assertEqual(await self.world.of(self.b.acquire(same)), Taken("a"))
             listener = await self.watched(self.b)
-            self.assertEqual(listener.last, known({same: "a"}))  # type: ignore[dict-item]
-            self.assertEqual(await self.world.of(self.a.release(same)), Released())  # type: ignore[arg-type]
+            self.assertEqual(listener.last, known({same: "a"}))
+            self.assertEqual(await self.world.of(self.a.release(same)), Released())
             await self.hears(listener, known())
 
         async def test_leaves_nothing(self) -> None:

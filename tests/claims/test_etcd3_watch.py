@@ -36,13 +36,12 @@ class WatchTests(OverFake):
     async def test_requests(self) -> None:
         """All is read once, and named if need be; then the changes are followed, until the member has no leader."""
         await self.follow()
-        self.assertEqual(
-            [r.split()[1].removeprefix("/v3/") for r in self.fake.requests], ["kv/range", "kv/txn", "watch"]
-        )
+        paths = [request.split()[1] for request in self.fake.requests]
+        self.assertEqual(paths, ["/v3/kv/range", "/v3/kv/txn", "/v3/watch"])
         watch = next(request for request in self.fake.requests if "watch" in request)
         self.assertEqual(
             json.loads(watch.split(maxsplit=2)[2]),
-            {"create_request": {"key": text64("/kiwi/"), "range_end": text64("/kiwi0"), "start_revision": "3"}},
+            {"create_request": {"key": text64("/kiwi/"), "range_end": text64("/kiwi0"), "start_revision": "4"}},
         )
 
     async def test_heartbeats_are_not_told(self) -> None:
