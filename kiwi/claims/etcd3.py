@@ -193,7 +193,9 @@ class Etcd3ClaimStore:
             other = answer if isinstance(answer, Unavailable) else Lost()
             return dict.fromkeys(addresses, other)
         answers: dict[Address, Granted | Lost | Unavailable] = dict.fromkeys(addresses, answer)
-        unsure = [address for address in addresses if not self._is_held(address)]
+        unsure = self._unsure(addresses)
+        if not unsure:
+            return answers
         adopting = [answer_of(self._adopted(address), self.log) for address in unsure]
         try:
             adopted = await DeferredList(adopting, consumeErrors=True)
@@ -203,12 +205,24 @@ class Etcd3ClaimStore:
         answers.update((address, result) for address, (_, result) in zip(unsure, adopted, strict=True))
         return answers
 
-    def _is_held(self, address: Address) -> bool:
-        """Whether a claim is as this process has written it, as far as it knows, and rests on its session."""
-        own, written, mirror = self.session.own, self._written.get(address), self.mirror
-        if own is None or written is None or written.lease != own.lease:
-            return False
-        return mirror is None or written.modified > mirror.latest or mirror.claims.get(address) == written
+    def _unsure(self, addresses: AbstractSet[Address]) -> list[Address]:
+        """
+        Those whose claims are not as this process has written them, or do not rest on its session, as far as it knows.
+        This is all that a heartbeat costs for each claim.
+        """
+        own, mirror = self.session.own, self.mirror
+        lease = None if own is None else own.lease
+        latest, claims = (-1, {}) if mirror is None else (mirror.latest, mirror.claims)
+        unsure = []
+        for address in addresses:
+            written = self._written.get(address)
+            if written is None or written.lease != lease:
+                unsure.append(address)
+            elif written.modified <= latest:
+                claim = claims.get(address)
+                if claim is None or claim.modified != written.modified:
+                    unsure.append(address)
+        return unsure
 
     async def _adopted(self, address: Address) -> Granted | Lost | Unavailable:
         """Whether a claim is this agent's. If it is, it is written again. See Note [The late delete]."""
