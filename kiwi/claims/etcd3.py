@@ -2,9 +2,9 @@
 Claims in etcd, through the JSON gateway of its v3 API, which etcd 3.4 to 3.6 serve.
 
 Under the prefix there are C{publicips/<address>}, whose value is the id of the agent that claims the address, and
-C{agents/<id>}, whose value is what that agent tells of itself, as JSON. There is one address for each such key: it is
-spelt as Python does (RFC 5952 for IPv6). What etcd v2 has under the same prefix is elsewhere: the two know nothing of
-each other.
+C{agents/<id>}, whose value is what that agent tells of itself and the TTL of its lease, as JSON. There is one such key
+for each address: it is spelt as Python does (RFC 5952 for IPv6). What etcd v2 has under the same prefix is elsewhere:
+the two know nothing of each other.
 """
 
 from __future__ import annotations
@@ -56,6 +56,15 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # both are done again. It counts from when the renewal was sent.
 #
 # That write is also an event for all who watch, three times in a TTL: a watch that is silent for longer is dead.
+#
+# Note [A lease that ended too early]
+# Whoever may write can revoke a lease. And etcd before 3.4.31 and 3.5.13 may do so itself: a leader that was stuck and
+# has been replaced finds that leases are over which its successor has been asked to keep, and has the successor revoke
+# them. Record and claims are gone then, in one revision, and the agent may carry its addresses until it hears of that,
+# or until its last confirmation ends. So claims that have gone together with the record of their agent are told as
+# still its own, until a TTL and 1% after that agent was last heard of: on the monotonic clock of the one who tells,
+# which may run 1% wrong. (Every confirmation is heard of after it was sent.) If a lease ends as it should, that is over
+# already, or almost. The agent itself waits for nobody.
 #
 # Note [Asked again]
 # A request that is not answered in time is sent again, and then at another endpoint (Note [Several endpoints] in

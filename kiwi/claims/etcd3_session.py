@@ -15,7 +15,7 @@ from kiwi.model import AgentRecord
 
 from .asking import BEAT_TIME, CLAIM_TIME
 from .beats import Answer, Beat, Beats
-from .etcd3_mirror import Keys
+from .etcd3_mirror import Keys, write_session
 from .etcd3_reading import Header, KeyValue
 from .etcd3_requests import (
     Document,
@@ -32,7 +32,7 @@ from .etcd3_requests import (
     read,
 )
 from .interface import Granted, Lost, Released, Taken, Unavailable
-from .records import read_record, write_record
+from .records import read_record
 
 MOST_TRIES = 4
 """How often something is tried that others have changed in between."""
@@ -217,7 +217,7 @@ class OwnSession:
 
     async def _put(self, record: AgentRecord, lease: int, over: Own, deadline: float) -> _Put | _Other:
         """Write the record, over one of its states or as a new one."""
-        text = write_record(record)
+        text = write_session(record, self.ttl)
         conditions = [if_modified_at(self.key, over.modified)]
         done = await self.requests.transaction(conditions, [put(self.key, text, lease)], [read(self.key)], deadline)
         if done.succeeded:
@@ -240,7 +240,7 @@ class OwnSession:
 
     async def _deregister(self, record: AgentRecord) -> Released:
         deadline = self.clock.seconds() + self.ttl * CLAIM_TIME
-        conditions = [if_value(self.key, write_record(record))]
+        conditions = [if_value(self.key, write_session(record, self.ttl))]
         done = await self.requests.transaction(conditions, [delete(self.key)], [read(self.key)], deadline)
         # The last one leaves nothing behind.
         await self.requests.transaction([if_none_below(self.keys.agents)], [delete(self.keys.history)], [], deadline)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -56,6 +58,7 @@ class Etcd3Watch(Service):
     _teller: Teller = field(init=False)
     _oddities: Oddities = field(init=False)
     _writing: list[Deferred[Any]] = field(factory=list, init=False)
+    _look: IDelayedCall | None = field(default=None, init=False)
 
     log = logger("kiwi.claims")
 
@@ -81,6 +84,9 @@ class Etcd3Watch(Service):
         for writing in self._writing.copy():
             writing.cancel()
         self._teller.stop()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _now(self) -> float:
         return self.store.clock.seconds()
@@ -157,14 +163,14 @@ class Etcd3Watch(Service):
     async def _list(self) -> Etcd3Mirror:
         """Everything as it is at one moment."""
         for _ in range(MOST_LISTS):
-            mirror = Etcd3Mirror(self.store.keys)
+            mirror = Etcd3Mirror(self.store.keys, self.store.agent_id, self.store.ttl)
             after: str | None = None
             try:
                 while True:
                     found = await self.store.requests.page(after, mirror.latest, self._deadline())
                     mirror.latest = mirror.latest or found.header.revision
                     for kv in found.kvs:
-                        mirror.put(kv)
+                        mirror.put(kv, self._now())
                         after = kv.key
                     if not (found.more and found.kvs):
                         self._restored(mirror)
@@ -178,6 +184,8 @@ class Etcd3Watch(Service):
         before = self._mirror
         if before is not None and before.history is not None and mirror.history != before.history:
             self.store.forgotten()
+        if before is not None and before.history is not None:
+            mirror.follow(before, self._now())
         self.store.mirror = self._mirror = mirror
         self._is_stale = False
         self._note_oddities()
@@ -185,6 +193,7 @@ class Etcd3Watch(Service):
             self._write(self._begin_history())
         if self._teller.told != self._known():
             self._teller.soon()
+        self._sleep()
 
     def _line(self, line: bytes) -> None:
         try:
@@ -226,10 +235,26 @@ class Etcd3Watch(Service):
             return
         if told.created:
             self._in_sight(mirror)
-        if mirror.hear(told.events):
+        if mirror.hear(told.events, self._now()):
             self._teller.soon()
+        self._sleep()
         requests.hear(told.header.cluster, mirror.latest)
         self._note_oddities()
+
+    def _sleep(self) -> None:
+        """Until the next claim is free that has ended with its agent's lease."""
+        mirror, now = self._mirror, self._now()
+        assert mirror is not None
+        ends = mirror.next_end()
+        if ends < inf and self._look is None:
+            self._look = self.store.clock.callLater(max(0.0, ends - now), self._wake)
+
+    def _wake(self) -> None:
+        self._look = None
+        assert self._mirror is not None
+        if self._mirror.let_go(self._now()):
+            self._teller.soon()
+        self._sleep()
 
     def _in_sight(self, mirror: Etcd3Mirror) -> None:
         self._opened_at = self._now()

@@ -8,11 +8,12 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
+from kiwi.claims.etcd3_mirror import write_session
 from kiwi.claims.interface import Granted, Lost, Released, Taken, Unavailable
-from kiwi.claims.records import write_record
 from kiwi.model import Claims, ip
 
 from .claimstoretests import (
+    LONG,
     ONE,
     THREE,
     TWO,
@@ -73,7 +74,7 @@ def make_key_tests(make: Callable[[TestCase], Etcd3Stage]) -> type[TestCase]:
             keys = [await self.get(f"/publicips/{address}") for address in (ONE, TWO)]
             record = await self.get("/agents/a")
             self.assertEqual({b64decode(kv["value"]) for kv in keys}, {b"a"})
-            self.assertEqual(b64decode(record["value"]).decode(), write_record(A))
+            self.assertEqual(b64decode(record["value"]).decode(), write_session(A, LONG))
             self.assertEqual(len({kv["lease"] for kv in (*keys, record)} - {"0", None}), 1)
 
         async def test_endpoints(self) -> None:

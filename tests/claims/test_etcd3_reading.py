@@ -216,24 +216,24 @@ class FuzzTests(SynchronousTestCase):
         with contextlib.suppress(Malformed):
             told = read_told(line)
             if isinstance(told, Told):
-                mirror = Etcd3Mirror(Keys("/kiwi"))
-                mirror.hear(told.events)
+                mirror = Etcd3Mirror(Keys("/kiwi"), "c", 10)
+                mirror.hear(told.events, 0)
 
 
 class MirrorTests(SynchronousTestCase):
     """What keys and changes mean."""
 
     def setUp(self) -> None:
-        self.mirror = Etcd3Mirror(Keys("/kiwi"))
+        self.mirror = Etcd3Mirror(Keys("/kiwi"), "c", 10)
 
     def test_claims_and_agents(self) -> None:
         """Claims and records are known by address and id; and it is said what is news."""
         record = write_record(A).encode()
-        self.assertTrue(self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"a", lease=9)))
-        self.assertTrue(self.mirror.put(key_value("/kiwi/publicips/fd00::1", b"b")))
-        self.assertTrue(self.mirror.put(key_value("/kiwi/agents/a", record)))
-        self.assertFalse(self.mirror.put(key_value("/kiwi/agents/a", record, modified=6)))
-        self.assertFalse(self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"a", 6, 10)))
+        self.assertTrue(self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"a", lease=9), 0), 0)
+        self.assertTrue(self.mirror.put(key_value("/kiwi/publicips/fd00::1", b"b"), 0), 0)
+        self.assertTrue(self.mirror.put(key_value("/kiwi/agents/a", record), 0), 0)
+        self.assertFalse(self.mirror.put(key_value("/kiwi/agents/a", record, modified=6), 0), 0)
+        self.assertFalse(self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"a", 6, 10), 0), 0)
         self.assertEqual(self.mirror.known(0), Claims({ONE: "a", ip("fd00::1"): "b"}, {"a": A}))
         self.assertEqual(self.mirror.claims[ONE], ClaimKey("a", 10, 6))
 
@@ -241,32 +241,32 @@ class MirrorTests(SynchronousTestCase):
         """Changes of one revision belong together; those of earlier ones are known."""
         self.mirror.latest = 5
         put = [KeyEvent(key_value(f"/kiwi/publicips/{each}", b"a", 6), False) for each in (ONE, TWO)]
-        self.assertTrue(self.mirror.hear(put))
+        self.assertTrue(self.mirror.hear(put, 0))
         self.assertEqual(self.mirror.known(0), Claims({ONE: "a", TWO: "a"}))
-        self.assertFalse(self.mirror.hear([KeyEvent(key_value("/kiwi/publicips/192.168.1.41", modified=5), True)]))
-        self.assertTrue(self.mirror.hear([KeyEvent(key_value("/kiwi/publicips/192.168.1.41", modified=7), True)]))
+        self.assertFalse(self.mirror.hear([KeyEvent(key_value("/kiwi/publicips/192.168.1.41", modified=5), True)], 0))
+        self.assertTrue(self.mirror.hear([KeyEvent(key_value("/kiwi/publicips/192.168.1.41", modified=7), True)], 0))
         self.assertEqual((self.mirror.known(0), self.mirror.latest), (Claims({TWO: "a"}), 7))
 
     def test_history_and_loss(self) -> None:
         """The name of what the store knows is no news; that it has lost it is."""
-        self.assertFalse(self.mirror.put(key_value("/kiwi/store", b"x")))
+        self.assertFalse(self.mirror.put(key_value("/kiwi/store", b"x"), 0), 0)
         self.assertEqual(self.mirror.history, "3 b'x'")
-        self.assertTrue(self.mirror.put(key_value("/kiwi/lost", b"a")))
+        self.assertTrue(self.mirror.put(key_value("/kiwi/lost", b"a"), 0), 0)
         self.assertTrue(self.mirror.known(0).lost)
-        self.assertTrue(self.mirror.hear([KeyEvent(key_value("/kiwi/lost", modified=6), True)]))
-        self.assertFalse(self.mirror.hear([KeyEvent(key_value("/kiwi/store", modified=7), True)]))
+        self.assertTrue(self.mirror.hear([KeyEvent(key_value("/kiwi/lost", modified=6), True)], 0))
+        self.assertFalse(self.mirror.hear([KeyEvent(key_value("/kiwi/store", modified=7), True)], 0))
         self.assertEqual((self.mirror.history, self.mirror.known(2)), (None, Claims(losses=2)))
 
     def test_odd(self) -> None:
         """What is passed over is named, and nothing is known of it any more."""
-        self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"a"))
-        self.mirror.put(key_value("/kiwi/agents/a", write_record(A).encode()))
-        self.assertTrue(self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"\xff")))
-        self.assertTrue(self.mirror.put(key_value("/kiwi/agents/a", b"\xff")))
-        self.assertFalse(self.mirror.put(key_value("/kiwi/publicips/FD00::1", b"a")))
-        self.assertFalse(self.mirror.put(key_value("/kiwi/publicips/", b"a")))
-        self.assertFalse(self.mirror.put(key_value("/kiwi/agents/", b"a")))
-        self.assertFalse(self.mirror.put(key_value("/kiwi/x", b"a")))
+        self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"a"), 0)
+        self.mirror.put(key_value("/kiwi/agents/a", write_record(A).encode(), 0), 0)
+        self.assertTrue(self.mirror.put(key_value("/kiwi/publicips/192.168.1.41", b"\xff"), 0), 0)
+        self.assertTrue(self.mirror.put(key_value("/kiwi/agents/a", b"\xff"), 0), 0)
+        self.assertFalse(self.mirror.put(key_value("/kiwi/publicips/FD00::1", b"a"), 0), 0)
+        self.assertFalse(self.mirror.put(key_value("/kiwi/publicips/", b"a"), 0), 0)
+        self.assertFalse(self.mirror.put(key_value("/kiwi/agents/", b"a"), 0), 0)
+        self.assertFalse(self.mirror.put(key_value("/kiwi/x", b"a"), 0), 0)
         no_address, no_record = "it names no address, or not in its usual form", "it is no record of an agent"
         self.assertEqual(
             self.mirror.oddities,

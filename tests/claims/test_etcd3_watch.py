@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from twisted.internet.defer import gatherResults
 from twisted.logger import formatEvent
 
 from kiwi.claims.etcd3 import Etcd3ClaimStore
@@ -11,7 +12,7 @@ from kiwi.claims.interface import Granted, Lost, Unavailable
 from kiwi.claims.telling import MOST_ODDITIES
 from kiwi.model import Claims
 
-from .claimstoretests import ONE, THREE, TWO, A, B, Listener, granted, known, levels, registered
+from .claimstoretests import ONE, THREE, TWO, A, B, C, Listener, granted, known, levels, registered
 from .etcd3cases import TTL, OverFake, text64
 from .stages import etcd3_store
 
@@ -208,6 +209,101 @@ class MemberTests(OverFake):
         await self.hears(listener, known({ONE: "a"}))
         self.assertLess(self.seconds() - began, TTL)
         self.assertIn("etcdserver: no leader", formatEvent(self.log[-2]))
+
+
+class EndTests(OverFake):
+    """When a lease ends. See Note [A lease that ended too early] in L{kiwi.claims.etcd3}."""
+
+    async def follow(self) -> Listener:
+        """What b hears, while a has two claims and was last heard of after two seconds."""
+        await granted(self.stage, self.a, ONE, TWO)
+        listener = await self.watched(self.b)
+        await self.world.seconds(2)
+        await registered(self.stage, self.a, A)
+        return listener
+
+    async def revoke(self) -> None:
+        own = self.a.session.own
+        assert own is not None
+        await self.stage.ask("/v3/lease/revoke", {"ID": str(own.lease)})
+
+    async def is_free(self, listener: Listener) -> float:
+        """When the claims are told to be free."""
+        while listener.last is None or listener.last.holders:
+            await self.world.of(self.b.register(B))
+            self.assertLess(self.seconds(), 20)
+            await self.world.seconds(0.0625)
+        return self.seconds()
+
+    async def test_too_early(self) -> None:
+        """Who had claims on a lease that was revoked may act on them for as long as its last heartbeat lasts."""
+        listener = await self.follow()
+        await self.revoke()
+        await self.hears(listener, Claims({ONE: "a", TWO: "a"}, {"b": B}))
+        self.assertGreaterEqual(await self.is_free(listener), 12.1)
+        both = {ONE: "a", TWO: "a"}
+        self.assertEqual(listener.heard, [known(both), Claims(both, {"b": B}), Claims({}, {"b": B})])
+
+    async def test_in_time(self) -> None:
+        """The claims of a dead agent are free a moment after that."""
+        listener = await self.follow()
+        self.assertLess(await self.is_free(listener), 12.75)
+
+    async def test_other_ttl(self) -> None:
+        """It is the TTL of that agent that counts."""
+        listener = await self.follow()
+        c = self.stage.store("c", 4)
+        await registered(self.stage, c, C)
+        await granted(self.stage, c, THREE)
+        await self.hears(listener, Claims({ONE: "a", TWO: "a", THREE: "c"}, {"a": A, "b": B, "c": C}))
+        while THREE in (listener.last.holders if listener.last else {}):
+            await self.world.of(gatherResults([self.a.register(A), self.b.register(B)]))
+            await self.world.seconds(0.0625)
+        self.assertTrue(6 <= self.seconds() < 7, self.seconds())
+
+    async def test_itself(self) -> None:
+        """The agent itself need not wait: it claims again, and all hear of that."""
+        listener, own = await self.follow(), await self.watched(self.a)
+        await self.revoke()
+        await self.hears(own, Claims({}, {"b": B}))
+        await registered(self.stage, self.a, A)
+        await granted(self.stage, self.a, ONE)
+        await self.hears(own, known({ONE: "a"}))
+        await self.hears(listener, known({ONE: "a", TWO: "a"}))
+        await self.world.of(self.a.release(ONE))
+        await self.hears(listener, known({TWO: "a"}))
+
+    async def test_somebody_else(self) -> None:
+        """Who claims it nevertheless has it: the store is the judge."""
+        listener = await self.follow()
+        await self.revoke()
+        await granted(self.stage, self.b, ONE)
+        await self.hears(listener, Claims({ONE: "b", TWO: "a"}, {"b": B}))
+
+    async def test_out_of_sight(self) -> None:
+        """Nobody knows when an agent was last heard of that has gone while a watch was away."""
+        listener = await self.follow()
+        self.world.network.unplug("etcd1:2379")
+        self.fake.drop_streams()
+        own = self.a.session.own
+        assert own is not None
+        self.fake.store.revoke(own.lease)
+        self.write("/elsewhere", "x")
+        self.fake.compact()
+        await self.world.seconds(1)
+        self.stage.start()
+        await self.hears(listener, Claims({ONE: "a", TWO: "a"}, {"b": B}))
+        self.assertGreaterEqual(await self.is_free(listener), 13.1)
+
+    async def test_stops(self) -> None:
+        """A watch that is stopped waits for nothing any more."""
+        await self.follow()
+        await self.revoke()
+        await self.world.seconds(1)
+        for watch in self.b.watches.copy():
+            watch.stopService()
+        self.fake.stop()
+        self.assertEqual(self.world.clock.getDelayedCalls(), [])
 
 
 class ForgetfulTests(OverFake):
