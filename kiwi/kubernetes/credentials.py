@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import Interface, implementer
 
-from .files import File, Rotating, Unusable
+from kiwi.files import File, Rotating, Unusable
 
 
 class CredentialsError(Exception):
