@@ -27,6 +27,8 @@ from . import __version__
 from .agent import Agent
 from .backoff import BackoffPolicy
 from .claims.etcd2 import Etcd2ClaimStore
+from .claims.etcd_access import EtcdAccess, EtcdAccessError, find_etcd_access
+from .claims.etcd_user import EtcdUser
 from .claims.interface import IClaimStore
 from .claims.leases import LeaseClaimStore
 from .claims.memory import MemoryClaims
@@ -55,6 +57,7 @@ from .settings import BadSetting, Settings, settings
 
 SHORTEST_WAIT = 0.1
 CONNECTIONS = 32
+ETCD_STORES = ("etcd2",)
 
 
 class Options(usage.Options):
@@ -76,6 +79,16 @@ class Options(usage.Options):
         ["context", None, None, "Which part of the kubeconfig. [default: its current-context]"],
         ["kube-api", None, None, "v1, v1beta3, v1beta1, or auto: the newest that is offered. [default: auto]"],
         ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
+        ["etcd-ca", None, None, "Certificates, in PEM, that etcd's must be signed by. [default: the system's]"],
+        ["etcd-cert", None, None, "Certificate, in PEM, to show etcd; with --etcd-key. [default: none]"],
+        ["etcd-key", None, None, "Its key, in PEM, which may be in the same file."],
+        ["etcd-user", None, None, "Who this agent is to etcd; with --etcd-password-file. [default: nobody]"],
+        [
+            "etcd-password-file",
+            None,
+            None,
+            "File with the user's password. It may also be in the variable KIWI_ETCD_PASSWORD.",
+        ],
         [
             "store",
             None,
@@ -189,13 +202,17 @@ def makeService(options: Options) -> IService:
     except AccessError as error:
         raise SystemExit(f"kiwi: {error}") from None
     store = choose_store(chosen, access)
+    try:
+        etcd = find_etcd_access(chosen, os.environ, clock.seconds) if store in ETCD_STORES else EtcdAccess()
+    except EtcdAccessError as error:
+        raise SystemExit(f"kiwi: {error}") from None
     attachments = _checked_interfaces(chosen)
     interfaces = [attachment.interface for attachment in attachments]
     names = _only_one(chosen, interfaces)
     network, watch_host, watch_neighbours, parts = (
         _network(chosen, interfaces, reactor) if chosen.driver else _no_network(interfaces)
     )
-    to_store = http_clients(reactor, partial(_pool, reactor))
+    to_store = http_clients(reactor, partial(_pool, reactor), etcd.tls)
     to_kubernetes = http_clients(reactor, partial(_pool, reactor), access.tls)
     backoff = _backoff(chosen)
     server = KubernetesAPI(*to_kubernetes, clock, access.endpoint, access.credentials, backoff.uniform)
@@ -214,14 +231,14 @@ def makeService(options: Options) -> IService:
         }[store],
     )
     log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
-    for warning in access.warnings:
+    for warning in (*access.warnings, *etcd.warnings):
         log.warn("{warning}", warning=warning)
     return Agent(
         Terms(_record(chosen), chosen.ttl, chosen.probe_wait),
         attachments,
         chosen.cidr_ranges,
         clock,
-        _store(store, chosen, server, *to_store, clock),
+        _store(store, chosen, server, *to_store, clock, etcd.user),
         network,
         backoff,
         partial(ClusterWatch, server, backoff, chosen.kube_api, chosen.sources, chosen.node_name, chosen.node_given),
@@ -309,6 +326,7 @@ def _store(
     pooled: HTTPClient,
     unpooled: HTTPClient,
     clock: IReactorTime,
+    user: EtcdUser | None,
 ) -> IClaimStore:
     backoff = evolve(_backoff(chosen), longest=min(LONGEST_WAIT_FOR_STORE, chosen.reconnect_interval))
     if store == "memory":
@@ -324,6 +342,7 @@ def _store(
         chosen.agent_id,
         chosen.ttl,
         backoff,
+        user,
     )
 
 

@@ -11,12 +11,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from kiwi.files import File, Rotating, Source, Unusable
+from kiwi.http import basic
 from kiwi.logs import printable
 from kiwi.settings import Settings
 from kiwi.tls import TLS, Certificates, ClientCertificate, certificates, client_certificate
 from kiwi.urls import server_url
 
-from .credentials import CredentialsError, FixedHeaders, ICredentials, NoCredentials, TokenFile, basic, bearer
+from .credentials import CredentialsError, FixedHeaders, ICredentials, NoCredentials, TokenFile, bearer
 from .kubeconfig import Cluster, Kubeconfig, KubeconfigError, User, read
 from .plugins import PluginCredentials
 from .processes import Command, Finished

@@ -18,13 +18,13 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from kiwi.files import Data, File
+from kiwi.http import basic
 from kiwi.kubernetes.credentials import (
     CredentialsError,
     FixedHeaders,
     ICredentials,
     NoCredentials,
     TokenFile,
-    basic,
     bearer,
 )
 from kiwi.kubernetes.kubeconfig import Cluster, Exec

@@ -1,0 +1,116 @@
+"""A real etcd that asks for a certificate and, once that is wanted, for a password."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import ssl
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
+
+from attrs import define, field
+
+from .authorities import Issued, authority
+from .etcd_process import EtcdProcess, etcd_binaries
+
+ROOT = "root-password"
+
+
+@define(eq=False)
+class SecureEtcd(EtcdProcess):
+    """
+    One server over TLS (C{--client-cert-auth}), whose clients need a certificate of its authority.
+
+    @ivar authority: signs the server's certificate and those of clients.
+    """
+
+    authority: Issued = field(factory=lambda: authority("etcd-ca"))
+    token_ttl: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        # etcd's gateway of v3 shows the server's certificate to the server itself.
+        self.write("server", self.authority.issue("server", self.host, "localhost"))
+        self.write("client", self.authority.issue("tests"))
+        self.path("ca.pem").write_bytes(self.authority.pem)
+
+    def path(self, name: str) -> Path:
+        """A file in the server's folder, which goes with it."""
+        return Path(self._folder) / name
+
+    def write(self, name: str, issued: Issued) -> None:
+        """Write a certificate to C{<name>.pem} and its key to C{<name>.key}."""
+        self.path(f"{name}.key").write_bytes(issued.key_pem)
+        self.path(f"{name}.pem").write_bytes(issued.pem)
+
+    @property
+    def endpoint(self) -> str:
+        return f"https://{self.host}:{self.port}"
+
+    def _security(self) -> Sequence[str]:
+        return [
+            "--client-cert-auth",
+            *("--trusted-ca-file", str(self.path("ca.pem"))),
+            *("--cert-file", str(self.path("server.pem")), "--key-file", str(self.path("server.key"))),
+            *(("--auth-token-ttl", str(self.token_ttl)) if self.token_ttl else ()),
+        ]
+
+    def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | str = "", user: tuple[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Ask it as its administrator would: with a certificate, and possibly with name and password. It blocks."""
+        context = ssl.create_default_context(cafile=str(self.path("ca.pem")))
+        context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
+        data = body if isinstance(body, str) else json.dumps(body)
+        asking = Request(self.endpoint + path, data.encode() or None, {"Content-Type": "application/json"})
+        asking.method = method
+        if user is not None:
+            asking.add_header("Authorization", f"Basic {b64encode(':'.join(user).encode()).decode()}")
+        try:
+            with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(asking, timeout=10) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            return error.code, error.read()
+
+    def _answers(self) -> bool:
+        try:
+            return self.ask("GET", "/health")[0] == 200
+        except (URLError, OSError):
+            return False
+
+    def require_passwords_in_v2(self, user: str, password: str, patterns: Sequence[str]) -> None:
+        """From now on, only this user may use keys of v2: those that match. (C{etcdctl auth enable} in API v2.)"""
+        root = ("root", ROOT)
+        self._done("PUT", "/v2/auth/users/root", {"user": "root", "password": ROOT})
+        self._done("PUT", f"/v2/auth/users/{user}", {"user": user, "password": password})
+        kv = {"read": patterns, "write": patterns}
+        self._done("PUT", "/v2/auth/roles/agent", {"role": "agent", "permissions": {"kv": kv}})
+        self._done("PUT", f"/v2/auth/users/{user}", {"user": user, "grant": ["agent"]})
+        self._done("PUT", "/v2/auth/enable", "", root)
+        self._done("DELETE", "/v2/auth/roles/guest", "", root)
+
+    def change_password_in_v2(self, user: str, password: str) -> None:
+        self._done("PUT", f"/v2/auth/users/{user}", {"user": user, "password": password}, ("root", ROOT))
+
+    def _done(self, method: str, path: str, body: Mapping[str, Any] | str, user: tuple[str, str] | None = None) -> None:
+        status, answer = self.ask(method, path, body, user)
+        if status not in (200, 201):
+            raise RuntimeError(f"{method} {path}: {status} {answer.decode(errors='replace')}")
+
+
+@cache
+def shared_secure_etcd(name: str) -> SecureEtcd:
+    """
+    The one of L{etcd_binaries} with this name, over TLS and with passwords for v2, for all tests of this process. Its
+    only user is C{agent}, with the password C{secret}.
+    """
+    process = SecureEtcd(etcd_binaries()[name])
+    atexit.register(process.remove)
+    process.start()
+    process.require_passwords_in_v2("agent", "secret", ["/test*"])
+    return process
