@@ -104,6 +104,12 @@ class EtcdProcess:
         """Further options of etcd."""
         return ()
 
+    def _path(self) -> str:
+        """
+        What it answers once it is of use: writes need a leader, and a read through the leader shows that there is one.
+        """
+        return "/v2/keys/?quorum=true"
+
     def wait(self) -> None:
         """Until it answers."""
         deadline = time.monotonic() + START_TIME
@@ -115,8 +121,7 @@ class EtcdProcess:
 
     def _answers(self) -> bool:
         try:
-            # Writes need a leader, and a read through the leader shows that there is one.
-            with build_opener(ProxyHandler({})).open(f"{self.endpoint}/v2/keys/?quorum=true", timeout=2) as answer:
+            with build_opener(ProxyHandler({})).open(self.endpoint + self._path(), timeout=2) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False
