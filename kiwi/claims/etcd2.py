@@ -183,6 +183,10 @@ def _unusable(response: Response) -> str:
 Headers = dict[bytes | str, bytes | str]
 
 
+class Forbidden(HTTPError):
+    """Etcd does not let this user in."""
+
+
 def user_headers(user: EtcdUser | None) -> Headers:
     """
     What says who is asking, with the password as it is now. Raises L{HTTPError} where there is none to be had.
@@ -689,6 +693,7 @@ class _Watch(Service):
     _teller: Teller = field(init=False)
     _oddities: Oddities = field(init=False)
     _lost: bool = field(default=False, init=False)
+    _forbidden: bool = field(default=False, init=False)
     _losses: int = field(default=0, init=False)
     _writing: list[Deferred[Any]] = field(factory=list, init=False)
 
@@ -722,7 +727,7 @@ class _Watch(Service):
             try:
                 await connection.follow()
             except HTTPError as error:
-                self._failed(place, str(error))
+                self._failed(place, str(error), isinstance(error, Forbidden))
             except CancelledError:
                 if not self.running:
                     raise
@@ -734,10 +739,11 @@ class _Watch(Service):
                 backoff.succeeded()
             await deferLater(self.store.clock, 0 if connection.lived else backoff.failed())
 
-    def _failed(self, place: int, why: str) -> None:
+    def _failed(self, place: int, why: str, forbidden: bool = False) -> None:
         self.store._failed(place)
-        if not self._lost:
-            self._lost = True
+        # That somebody must do something is said in any case, also where the store was away before.
+        if not self._lost or (forbidden and not self._forbidden):
+            self._lost, self._forbidden = True, self._forbidden or forbidden
             text = (
                 "the claims at {endpoint} cannot be followed: {why}; trying again and again"
                 if self._mirror is None
@@ -761,7 +767,7 @@ class _Watch(Service):
             self._note_loss(endpoint)
         if mirror.history is None:
             self._write(self.store.begin_history())
-        self._lost, self._mirror = False, mirror
+        self._lost, self._forbidden, self._mirror = False, False, mirror
         self.store.mirror = mirror
         if self._teller.told != self._known():
             self.heard()
@@ -854,7 +860,8 @@ class _Connection:
         if self._trouble is not None:
             raise HTTPError(self._trouble)
         if refused is not None:
-            raise HTTPError(store.forbidden(refused) or _unusable(refused))
+            forbidden = store.forbidden(refused)
+            raise Forbidden(forbidden) if forbidden else HTTPError(_unusable(refused))
 
     def _opened(self, response: Response) -> None:
         store = self._watch.store

@@ -27,15 +27,18 @@ class SecureEtcd(EtcdProcess):
     One server over TLS (C{--client-cert-auth}), whose clients need a certificate of its authority.
 
     @ivar authority: signs the server's certificate and those of clients.
+    @ivar also_at: other hosts that the server's certificate is for.
+    @ivar token_ttl: seconds after which a token of v3 ends that is not used, where that can be chosen (etcd 3.5).
     """
 
     authority: Issued = field(factory=lambda: authority("etcd-ca"))
+    also_at: Sequence[str] = ()
     token_ttl: int | None = None
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        # etcd's gateway of v3 shows the server's certificate to the server itself.
-        self.write("server", self.authority.issue("server", self.host, "localhost"))
+        # It is good for clients, too: the gateway of v3 shows it to the server itself.
+        self.write("server", self.authority.issue("server", self.host, "localhost", *self.also_at))
         self.write("client", self.authority.issue("tests"))
         self.path("ca.pem").write_bytes(self.authority.pem)
 
@@ -51,6 +54,25 @@ class SecureEtcd(EtcdProcess):
     @property
     def endpoint(self) -> str:
         return f"https://{self.host}:{self.port}"
+
+    def elsewhere(self, address: str, port: int) -> Sequence[str]:
+        """The command that runs the server, with its data, at another address. This one must not run then."""
+        url = f"https://{address}:{port}"
+        return [
+            *(
+                self.binary,
+                "--enable-v2",
+                "--name",
+                "kiwi",
+                "--data-dir",
+                str(self.path("data")),
+                "--log-level",
+                "warn",
+            ),
+            *("--listen-client-urls", url, "--advertise-client-urls", url),
+            *("--listen-peer-urls", f"http://127.0.0.1:{port + 1}"),
+            *self._security(),
+        ]
 
     def _security(self) -> Sequence[str]:
         return [
