@@ -313,11 +313,14 @@ class SecuredTests:
         """It says so also where it had lost sight of the claims for another reason before."""
         store = self.over(self.known(), self.user)
         known, store.stream_http = store.stream_http, RealWorld(self).stream_http
-        Listener().listen(self, store)
+        listener = Listener()
+        listener.listen(self, store)
         await self.world.until(lambda: bool(self.log))
         self.password, store.stream_http = PASSWORD, known
         await self.world.until(lambda: len(self.log) == 2)
         self.assertIn(f"user agent may not ask for {self.prefix}; see that", eventAsText(self.log[1]))
+        self.password = "secret"
+        await self.hears(listener, Claims({}, {}))
 
     async def test_rotation(self: Any) -> None:
         """A new password, and a new certificate, are used without a restart."""
