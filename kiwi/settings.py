@@ -17,7 +17,7 @@ from .selection import Attachment
 from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
-STORES = ("auto", "kubernetes", "etcd2", "memory")
+STORES = ("auto", "kubernetes", "etcd2", "etcd3", "memory")
 SOURCES = ("externalIPs", "loadBalancer")
 
 

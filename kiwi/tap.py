@@ -27,7 +27,9 @@ from . import __version__
 from .agent import Agent
 from .backoff import BackoffPolicy
 from .claims.etcd2 import Etcd2ClaimStore
+from .claims.etcd3 import Etcd3ClaimStore
 from .claims.etcd_access import EtcdAccess, EtcdAccessError, find_etcd_access
+from .claims.etcd_choice import ChosenEtcd
 from .claims.etcd_user import EtcdUser
 from .claims.interface import IClaimStore
 from .claims.leases import LeaseClaimStore
@@ -57,7 +59,9 @@ from .settings import BadSetting, Settings, settings
 
 SHORTEST_WAIT = 0.1
 CONNECTIONS = 32
-ETCD_STORES = ("etcd2",)
+ETCD = "etcd"
+"""A store of either version of etcd's API, whichever the fleet has."""
+ETCD_STORES = (ETCD, "etcd2", "etcd3")
 
 
 class Options(usage.Options):
@@ -93,8 +97,8 @@ class Options(usage.Options):
             "store",
             None,
             None,
-            "Claim store: kubernetes (Leases), etcd2, memory for a single host, or auto: etcd2 where an etcd option is "
-            "given, kubernetes in a Pod or with a kubeconfig. [default: auto]",
+            "Claim store: kubernetes (Leases), etcd2, etcd3, memory for a single host, or auto: etcd where an etcd "
+            "option is given, kubernetes in a Pod or with a kubeconfig. [default: auto]",
         ],
         ["lease-namespace", None, None, "Where Leases are, with --store kubernetes. [default: kiwi]"],
         ["agent-id", None, None, "Unique among the agents; --id is the same. [default: the host name]"],
@@ -227,7 +231,10 @@ def makeService(options: Options) -> IService:
         store={
             "memory": "memory",
             "kubernetes": f"Leases of Kubernetes in namespace {chosen.lease_namespace}",
-            "etcd2": " ".join(chosen.etcd_endpoints) + chosen.etcd_prefix,
+            **{
+                each: f"{' '.join(chosen.etcd_endpoints)}{chosen.etcd_prefix}, API {version}"
+                for each, version in ((ETCD, "v2 or v3"), ("etcd2", "v2"), ("etcd3", "v3"))
+            },
         }[store],
     )
     log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
@@ -306,11 +313,14 @@ def _checked_interfaces(chosen: Settings) -> tuple[Attachment, ...]:
 
 
 def choose_store(chosen: Settings, access: Access) -> str:
-    """Which claim store it is; raises L{SystemExit} with one line where C{auto} finds none."""
+    """
+    Which claim store it is: one of those that can be chosen, or L{ETCD}. Raises L{SystemExit} with one line where
+    C{auto} finds none.
+    """
     if chosen.store != "auto":
         return chosen.store
     if chosen.etcd_is_given:
-        return "etcd2"
+        return ETCD
     if access.is_personal:
         return "kubernetes"
     raise SystemExit(
@@ -333,17 +343,33 @@ def _store(
         return MemoryClaims(clock).store(chosen.agent_id, chosen.ttl)
     if store == "kubernetes":
         return LeaseClaimStore(server, chosen.lease_namespace, chosen.agent_id, chosen.ttl, backoff, time.time)
-    return Etcd2ClaimStore(
-        pooled,
-        unpooled,
-        clock,
-        chosen.etcd_endpoints,
-        chosen.etcd_prefix,
-        chosen.agent_id,
-        chosen.ttl,
-        backoff,
-        user,
-    )
+
+    def etcd(kind: type[Etcd2ClaimStore] | type[Etcd3ClaimStore]) -> IClaimStore:
+        return kind(
+            pooled,
+            unpooled,
+            clock,
+            chosen.etcd_endpoints,
+            chosen.etcd_prefix,
+            chosen.agent_id,
+            chosen.ttl,
+            backoff,
+            user,
+        )
+
+    etcd2, etcd3 = partial(etcd, Etcd2ClaimStore), partial(etcd, Etcd3ClaimStore)
+    if store == ETCD:
+        return ChosenEtcd(
+            pooled,
+            clock,
+            chosen.etcd_endpoints,
+            chosen.etcd_prefix,
+            chosen.ttl,
+            backoff,
+            {2: etcd2, 3: etcd3},
+            user,
+        )
+    return etcd2() if store == "etcd2" else etcd3()
 
 
 def _backoff(chosen: Settings) -> BackoffPolicy:

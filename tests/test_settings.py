@@ -190,7 +190,7 @@ class SettingsTests(SynchronousTestCase):
             ("etcd-password-file", "secret"): "give --etcd-user NAME as well",
             ("etcd-ca", "ca.pem"): "it is for https, and etcd is at http://localhost:2379; give --etcd-endpoint https:",
             ("kube-api", "v2"): "give one of auto, v1, v1beta3, v1beta1",
-            ("store", "etcd4"): "give one of auto, kubernetes, etcd2, memory",
+            ("store", "etcd4"): "give one of auto, kubernetes, etcd2, etcd3, memory",
             ("etcd-prefix", "kiwi"): "give a path such as /kiwi",
             ("etcd-prefix", "/a/../b"): "give a path such as /kiwi",
             ("agent-id", "a b"): "letters, digits",
