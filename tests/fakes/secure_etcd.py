@@ -83,15 +83,20 @@ class SecureEtcd(EtcdProcess):
         ]
 
     def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | str = "", user: tuple[str, str] | None = None
+        self, method: str, path: str, body: Mapping[str, Any] | str = "", user: tuple[str, str] | str | None = None
     ) -> tuple[int, bytes]:
-        """Ask it as its administrator would: with a certificate, and possibly with name and password. It blocks."""
+        """
+        Ask it as its administrator would: with a certificate, and possibly with name and password, or with a token of
+        v3. It blocks.
+        """
         context = ssl.create_default_context(cafile=str(self.path("ca.pem")))
         context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
         data = body if isinstance(body, str) else json.dumps(body)
         asking = Request(self.endpoint + path, data.encode() or None, {"Content-Type": "application/json"})
         asking.method = method
-        if user is not None:
+        if isinstance(user, str):
+            asking.add_header("Authorization", user)
+        elif user is not None:
             asking.add_header("Authorization", f"Basic {b64encode(':'.join(user).encode()).decode()}")
         try:
             with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(asking, timeout=10) as answer:
@@ -119,7 +124,38 @@ class SecureEtcd(EtcdProcess):
     def change_password_in_v2(self, user: str, password: str) -> None:
         self._done("PUT", f"/v2/auth/users/{user}", {"user": user, "password": password}, ("root", ROOT))
 
-    def _done(self, method: str, path: str, body: Mapping[str, Any] | str, user: tuple[str, str] | None = None) -> None:
+    def require_passwords_in_v3(self, user: str, password: str, prefix: str) -> None:
+        """
+        From now on, only this user may use keys of v3: those below a prefix, which ends with a slash. (C{etcdctl auth
+        enable} in API v3.)
+        """
+        permission = {
+            "permType": "READWRITE",
+            "key": b64encode(prefix.encode()).decode(),
+            "range_end": b64encode(f"{prefix[:-1]}0".encode()).decode(),
+        }
+        for path, document in (
+            ("user/add", {"name": "root", "password": ROOT}),
+            ("user/add", {"name": user, "password": password}),
+            ("role/add", {"name": "root"}),
+            ("role/add", {"name": "agent"}),
+            ("role/grant", {"name": "agent", "perm": permission}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("user/grant", {"user": user, "role": "agent"}),
+            ("enable", {}),
+        ):
+            self._done("POST", f"/v3/auth/{path}", document)
+
+    def change_password_in_v3(self, user: str, password: str) -> None:
+        """It ends the tokens of this user."""
+        status, answer = self.ask("POST", "/v3/auth/authenticate", {"name": "root", "password": ROOT})
+        assert status == 200, answer
+        token = json.loads(answer)["token"]
+        self._done("POST", "/v3/auth/user/changepw", {"name": user, "password": password}, token)
+
+    def _done(
+        self, method: str, path: str, body: Mapping[str, Any] | str, user: tuple[str, str] | str | None = None
+    ) -> None:
         status, answer = self.ask(method, path, body, user)
         if status not in (200, 201):
             raise RuntimeError(f"{method} {path}: {status} {answer.decode(errors='replace')}")
@@ -128,11 +164,12 @@ class SecureEtcd(EtcdProcess):
 @cache
 def shared_secure_etcd(name: str) -> SecureEtcd:
     """
-    The one of L{etcd_binaries} with this name, over TLS and with passwords for v2, for all tests of this process. Its
-    only user is C{agent}, with the password C{secret}.
+    The one of L{etcd_binaries} with this name, over TLS and with passwords for v2 and v3, for all tests of this process.
+    Its only user is C{agent}, with the password C{secret}. Where that can be chosen, tokens end after 3 s.
     """
-    process = SecureEtcd(etcd_binaries()[name])
+    process = SecureEtcd(etcd_binaries()[name], token_ttl=3 if name == "Wheel" else None)
     atexit.register(process.remove)
     process.start()
     process.require_passwords_in_v2("agent", "secret", ["/test*"])
+    process.require_passwords_in_v3("agent", "secret", "/secure/")
     return process
