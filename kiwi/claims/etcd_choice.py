@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
-from ipaddress import IPv4Address
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +25,7 @@ from zope.interface import implementer
 from kiwi.backoff import Backoff, BackoffPolicy
 from kiwi.http import HTTPError, Response, request
 from kiwi.logs import logger, printable
-from kiwi.model import AgentRecord, Claims
+from kiwi.model import Address, AgentRecord, Claims
 
 from .asking import CLAIM_TIME
 from .etcd2 import HISTORY, NOT_FOUND, read_refusal, read_snapshot, refused_user, user_headers
@@ -170,17 +169,15 @@ class ChosenEtcd:
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"it is not known yet whether claims are in API v2 or v3 of etcd: {self._why}")
 
-    def acquire(self, address: IPv4Address) -> Deferred[Granted | Taken | Unavailable]:
+    def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         return succeed(self._unavailable()) if self._chosen is None else self._chosen.acquire(address)
 
-    def renew(
-        self, addresses: AbstractSet[IPv4Address]
-    ) -> Deferred[Mapping[IPv4Address, Granted | Lost | Unavailable]]:
+    def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         if self._chosen is None:
             return succeed(dict.fromkeys(addresses, self._unavailable()))
         return self._chosen.renew(addresses)
 
-    def release(self, address: IPv4Address) -> Deferred[Released | Unavailable]:
+    def release(self, address: Address) -> Deferred[Released | Unavailable]:
         return succeed(self._unavailable()) if self._chosen is None else self._chosen.release(address)
 
     def register(

@@ -101,6 +101,11 @@ class Secured3Tests:
         self.assertIn("TLS failed: ", reason)
         self.assertIn("certificate", reason)
 
+    async def test_common_name(self: Any) -> None:
+        """A certificate with a common name is refused, and what to give is told."""
+        self.stage.world = secure_world(self, self.process, ca="ca.pem", cert="named.pem", key="named.key")
+        self.assertIn("takes no client certificate with a common name (CN); give --etcd-cert", await self.reason())
+
     async def test_nobody(self: Any) -> None:
         """Who gives no name is told that one is wanted."""
         self.stage.user = None
@@ -140,7 +145,7 @@ class Secured3Tests:
         self.addCleanup(self.process.change_password_in_v3, "agent", "secret")
         self.assertIsInstance(await self.world.of(store.acquire(TWO)), Unavailable)
         self.password = "new"
-        self.process.write("client", self.process.authority.issue("tests"))
+        self.process.write("client", self.process.authority.issue(""))
         self.assertIsInstance(await self.world.of(store.acquire(TWO)), Granted)
         self.assertIsInstance((await self.world.of(store.renew({ONE})))[ONE], Granted)
 

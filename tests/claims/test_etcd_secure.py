@@ -278,6 +278,11 @@ class SecuredTests:
             "--etcd-password-file, or a client certificate of a user",
         )
 
+    async def test_common_name(self: Any) -> None:
+        """A certificate says who shows it, where no other name is given."""
+        store = self.over(secure_world(self, self.process, ca="ca.pem", cert="named.pem", key="named.key"), None)
+        self.assertIsInstance(await self.world.of(store.acquire(ONE)), Granted)
+
     async def test_wrong_password(self: Any) -> None:
         """A wrong password is told without the password, and the right one helps at once."""
         store = self.over(self.known(), self.user)
@@ -330,7 +335,7 @@ class SecuredTests:
         self.addCleanup(self.process.change_password_in_v2, "agent", "secret")
         self.assertIsInstance((await self.world.of(store.renew({ONE})))[ONE], Unavailable)
         self.password = "new"
-        self.process.write("client", self.process.authority.issue("tests"))
+        self.process.write("client", self.process.authority.issue(""))
         self.assertIsInstance((await self.world.of(store.renew({ONE})))[ONE], Granted)
 
 

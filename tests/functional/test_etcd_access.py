@@ -79,7 +79,7 @@ class SecureEtcd2Tests(AgentTestCase):
 
         self.server.kill()
         self.secure.write("server", self.secure.authority.issue("server", "127.0.0.1", "localhost", str(CLUSTER)))
-        self.secure.write("client", self.secure.authority.issue("tests"))
+        self.secure.write("client", self.secure.authority.issue(""))
         self.secure.start()
         self.change_password()
         self.secure.kill()
