@@ -109,7 +109,7 @@ class Secured3Tests:
     async def test_nobody(self: Any) -> None:
         """Who gives no name is told that one is wanted."""
         self.stage.user = None
-        self.assertIn("user name is empty", await self.reason())
+        self.assertIn("permission denied; give --etcd-user and a password", await self.reason())
 
     async def test_wrong_password(self: Any) -> None:
         """A wrong password is told with the user and without the password."""

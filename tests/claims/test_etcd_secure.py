@@ -270,9 +270,10 @@ class SecuredTests:
         self.assertIn("its certificate is not trusted", await self.reason(store))
 
     async def test_nobody(self: Any) -> None:
-        """Who gives no name is told to."""
+        """Who gives no name, and whose certificate has one that is no user's, is told to."""
+        stranger = secure_world(self, self.process, ca="ca.pem", cert="stranger.pem", key="stranger.key")
         self.assertEqual(
-            await self.reason(self.over(self.known(), None)),
+            await self.reason(self.over(stranger, None)),
             "status 401, error 110: The request requires user authentication (Insufficient credentials): nobody "
             f"without a name may ask for {self.prefix}/publicips/192.168.1.41; give --etcd-user and "
             "--etcd-password-file, or a client certificate of a user",

@@ -39,9 +39,10 @@ class SecureEtcd(EtcdProcess):
         super().__attrs_post_init__()
         # It is good for clients, too: the gateway of v3 shows it to the server itself.
         self.write("server", self.authority.issue("server", self.host, "localhost", *self.also_at))
-        # The gateway of v3 takes no certificate with a common name where there are users.
+        # Where there are users, v2 takes a common name for the user, and the gateway of v3 takes no common name.
         self.write("client", self.authority.issue(""))
         self.write("named", self.authority.issue("agent"))
+        self.write("stranger", self.authority.issue("stranger"))
         self.path("ca.pem").write_bytes(self.authority.pem)
 
     def path(self, name: str) -> Path:

@@ -19,6 +19,7 @@ class SecureEtcd2Tests(AgentTestCase):
 
     store = "etcd2"
     ttl = 10
+    refused: tuple[str, ...] = ("user agent may not ask for /kiwi", "see that the password is right")
 
     def setUp(self) -> None:
         super().setUp()
@@ -85,7 +86,7 @@ class SecureEtcd2Tests(AgentTestCase):
         self.secure.kill()
         self.start_secure_etcd()
         agent = self.agents[carrier.name]
-        self.wait_for_line(agent, "user agent may not ask for /kiwi", "see that the password is right")
+        self.wait_for_line(agent, *self.refused)
         self.write_password(NEXT_PASSWORD)
         # Longer than any claim lasts that was not confirmed since.
         self.stays_true(lambda: self.lab.carriers(ADDRESS) == [carrier], self.ttl + 1)
@@ -97,3 +98,16 @@ class SecureEtcd2Tests(AgentTestCase):
         story = "".join(agent.output() + agent.errors() for agent in self.agents.values())
         self.assertNotIn(PASSWORD, story)
         self.assertNotIn(NEXT_PASSWORD, story)
+
+
+class SecureEtcd3Tests(SecureEtcd2Tests):
+    """The same on API v3."""
+
+    store = "etcd3"
+    refused = ("user agent is not let in", "see that name and password are right")
+
+    def require_passwords(self) -> None:
+        self.secure.require_passwords_in_v3("agent", PASSWORD, "/kiwi/")
+
+    def change_password(self) -> None:
+        self.secure.change_password_in_v3("agent", NEXT_PASSWORD)
