@@ -194,15 +194,6 @@ def can_administer(status: str = "/proc/self/status") -> bool:
     return effective & needed == needed
 
 
-def interface_exists(name: str) -> bool:
-    """Whether there is such an interface in this network namespace."""
-    try:
-        socket.if_nametoindex(name)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def default_interface() -> str | None:
     """
     The interface of the default route with the lowest metric, if there is one: of IPv4, and only without that of IPv6.
