@@ -54,6 +54,7 @@ from zope.interface import implementer
 from kiwi.model import Address, Assignment, Configured, Host, Link, ip
 
 from .interface import Assigned, IAddresses, NetworkError, Unassigned
+from .netlink import ATTRIBUTE, CAP_ACK, HEADER, attribute, attributes, refusal, split
 
 # Note [Whose address is it]
 # The kernel replaces an address if its number and its prefix are the same. It does not compare labels: a replace of an
@@ -128,17 +129,12 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_EXT_MASK, _IFLA_CARRIER_CHANGES = 1, 3, 29, 3
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 6, 8, 11
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 4, 5, 6, 9
-_NLMSGERR_ATTR_MSG = 1
-_NETLINK_CAP_ACK = 10
-_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _FOREVER = 0xFFFFFFFF
 _SIZES: Mapping[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 """Bytes in an address of each family."""
 
 _FAMILIES = tuple(_SIZES)
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _WORD = struct.Struct("=I")
 _IFADDRMSG = struct.Struct("=BBBBI")
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -149,9 +145,9 @@ _BATCH = 100
 """Messages in one datagram, so that the answers to all of them fit in a receive buffer of the default size."""
 
 _NEVER = _WORD.pack(_FOREVER)
-_CACHEINFO = _ATTRIBUTE.pack(20, _IFA_CACHEINFO)
+_CACHEINFO = ATTRIBUTE.pack(20, _IFA_CACHEINFO)
 _SEQUENCE = [_WORD.pack(number) for number in range(_BATCH)]
-_END = _HEADER.pack(_HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, _BATCH, 0)
+_END = HEADER.pack(HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, _BATCH, 0)
 """A message that asks for nothing, and is acknowledged when all before it in the datagram was done."""
 
 _GROUPS_WRITTEN_TOGETHER, _NEXT_PASS = 200, 1.0
@@ -268,22 +264,6 @@ class DefaultRoute(NamedTuple):
     metric: int
 
 
-def _attributes(message: bytes, start: int) -> dict[int, bytes]:
-    """The whole attributes in a message from C{start} to its end, by type."""
-    found = {}
-    while start + 4 <= len(message):
-        size, kind = _ATTRIBUTE.unpack_from(message, start)
-        if size < 4 or start + size > len(message):
-            break
-        found[kind & 0x3FFF] = message[start + 4 : start + size]
-        start += (size + 3) & ~3
-    return found
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def decode_address(message: bytes) -> tuple[Traits, bytes, int | None] | None:
     """
     Read a C{RTM_NEWADDR} message, without its netlink header.
@@ -292,7 +272,7 @@ def decode_address(message: bytes) -> tuple[Traits, bytes, int | None] | None:
         up, or C{None} where it is permanent. C{None} for what is no IP address.
     """
     family, prefix, flags, _, index = _IFADDRMSG.unpack_from(message)
-    found = _attributes(message, _IFADDRMSG.size)
+    found = attributes(message, _IFADDRMSG.size)
     local = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS) or b""
     if len(local) != _SIZES.get(family) or prefix > 8 * len(local):
         return None
@@ -335,15 +315,15 @@ def decode_addresses(messages: Iterable[bytes]) -> dict[Traits, dict[bytes, int 
 def _is_laid_out(message: bytes, local: bytes) -> bool:
     """Whether address and lifetime are where the kernel puts them in the messages about most addresses."""
     if len(local) == 16:
-        return message[8:12] == _ATTRIBUTE.pack(20, _IFA_ADDRESS) and message[28:32] == _CACHEINFO
-    heads = [_ATTRIBUTE.pack(8, kind) for kind in (_IFA_ADDRESS, _IFA_LOCAL)]
+        return message[8:12] == ATTRIBUTE.pack(20, _IFA_ADDRESS) and message[28:32] == _CACHEINFO
+    heads = [ATTRIBUTE.pack(8, kind) for kind in (_IFA_ADDRESS, _IFA_LOCAL)]
     return [message[8:12], message[16:20], message[20:24], message[-20:-16]] == [*heads, local, _CACHEINFO]
 
 
 def decode_link(message: bytes) -> Link:
     """Read a C{RTM_NEWLINK} message, without its netlink header."""
     _, kind, index, flags, _ = _IFINFOMSG.unpack_from(message)
-    found = _attributes(message, _IFINFOMSG.size)
+    found = attributes(message, _IFINFOMSG.size)
     return Link(
         index,
         os.fsdecode(found[_IFLA_IFNAME].rstrip(b"\0")),
@@ -362,14 +342,14 @@ def decode_default_route(message: bytes) -> DefaultRoute | None:
     _, size, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(message)
     if (size, table, kind) != (0, _RT_TABLE_MAIN, _RTN_UNICAST):
         return None
-    found = _attributes(message, _RTMSG.size)
+    found = attributes(message, _RTMSG.size)
     hops = [(_number(found.get(_RTA_OIF)), found.get(_RTA_GATEWAY))]
     several = found.get(_RTA_MULTIPATH, b"")
     while len(several) >= _NEXT_HOP.size:
         length, _, _, index = _NEXT_HOP.unpack_from(several)
         if length < _NEXT_HOP.size:
             break
-        hops.append((index, _attributes(several[:length], _NEXT_HOP.size).get(_RTA_GATEWAY)))
+        hops.append((index, attributes(several[:length], _NEXT_HOP.size).get(_RTA_GATEWAY)))
         several = several[(length + 3) & ~3 :]
     return DefaultRoute(
         next((index for index, _ in hops if index is not None), None),
@@ -402,27 +382,27 @@ class AddressWriter:
         seconds. No IPv6 address is asked for on the link, for that was done; nor does it get a route for its prefix,
         which would stay behind.
         """
-        flags_and_label, preferred = _attribute(_IFA_LABEL, self.label + b"\0"), preferred_lifetime(seconds)
+        flags_and_label, preferred = attribute(_IFA_LABEL, self.label + b"\0"), preferred_lifetime(seconds)
         if self.family == socket.AF_INET6:
-            flags_and_label, preferred = _attribute(_IFA_FLAGS, _WORD.pack(_IFA_F_NODAD | _IFA_F_NOPREFIXROUTE)), 0
+            flags_and_label, preferred = attribute(_IFA_FLAGS, _WORD.pack(_IFA_F_NODAD | _IFA_F_NOPREFIXROUTE)), 0
         lifetimes = struct.pack("=IIII", preferred, seconds, 0, 0)
-        rest = flags_and_label + _attribute(_IFA_PROTO, bytes([PROTOCOL])) + _CACHEINFO + lifetimes
+        rest = flags_and_label + attribute(_IFA_PROTO, bytes([PROTOCOL])) + _CACHEINFO + lifetimes
         return self._writer(RTM_NEWADDR, flags, index, rest)
 
     def deleted(self, flags: int, index: int) -> Writer:
         """Delete such addresses; of IPv4, if they have our label."""
-        label = b"" if self.family == socket.AF_INET6 else _attribute(_IFA_LABEL, self.label + b"\0")
+        label = b"" if self.family == socket.AF_INET6 else attribute(_IFA_LABEL, self.label + b"\0")
         return self._writer(RTM_DELADDR, flags, index, label)
 
     def _writer(self, kind: int, flags: int, index: int, rest: bytes) -> Writer:
         size = _SIZES[self.family]
-        length = _HEADER.size + _IFADDRMSG.size + 2 * (_ATTRIBUTE.size + size) + len(rest)
-        header = _HEADER.pack(length, kind, NLM_F_REQUEST | flags, 0, 0)
+        length = HEADER.size + _IFADDRMSG.size + 2 * (ATTRIBUTE.size + size) + len(rest)
+        header = HEADER.pack(length, kind, NLM_F_REQUEST | flags, 0, 0)
         head = _WORD.pack(0) + _IFADDRMSG.pack(self.family, 8 * size, 0, 0, index)
         return Writer(
             header[:8],
-            head + _ATTRIBUTE.pack(4 + size, _IFA_LOCAL),
-            _ATTRIBUTE.pack(4 + size, _IFA_ADDRESS),
+            head + ATTRIBUTE.pack(4 + size, _IFA_LOCAL),
+            ATTRIBUTE.pack(4 + size, _IFA_ADDRESS),
             rest,
         )
 
@@ -448,8 +428,8 @@ class _Kernel:
 
     def link(self, name: str) -> Link | None:
         """The interface of this name."""
-        body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
-        body += _attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
+        body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
+        body += attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
         self._send(RTM_GETLINK, 0, body)
         try:
             found = self._received(RTM_NEWLINK)
@@ -488,12 +468,12 @@ class _Kernel:
         self._socket.sendall(b"".join((*messages, _END)))
         refused: dict[int, tuple[int, str]] = {}
         while True:
-            for kind, flags, sequence, message in _split(self._socket.recv(65536)):
+            for kind, flags, sequence, message in split(self._socket.recv(65536)):
                 if kind == NLMSG_ERROR:
                     if sequence == _BATCH:
                         return refused
                     code = -struct.unpack_from("=i", message)[0]
-                    refused[sequence] = (code, _refusal(code, flags, message))
+                    refused[sequence] = (code, refusal(code, flags, message))
 
     def _dump(self, kind: int, request: bytes, wanted: int) -> list[bytes]:
         for dump in range(_DUMPS):
@@ -505,7 +485,7 @@ class _Kernel:
         raise OSError(errno.EAGAIN, "they kept changing while the kernel told about them")
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body)
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body)
 
     def _received(self, wanted: int) -> list[bytes] | None:
         """
@@ -515,7 +495,7 @@ class _Kernel:
         found = []
         interrupted = False
         while True:
-            for kind, flags, _, message in _split(self._socket.recv(65536)):
+            for kind, flags, _, message in split(self._socket.recv(65536)):
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == wanted:
                     found.append(message)
@@ -526,35 +506,13 @@ class _Kernel:
                     return None if interrupted else found
 
 
-def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The messages of a datagram: type, flags, sequence number, and what follows the header."""
-    start = 0
-    while start + _HEADER.size <= len(datagram):
-        size, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, start)
-        if size < _HEADER.size:
-            break
-        yield kind, flags, sequence, datagram[start + _HEADER.size : start + size]
-        start += (size + 3) & ~3
-
-
-def _refusal(code: int, flags: int, message: bytes) -> str:
-    """The text of an C{NLMSG_ERROR}: the error's own, and what the kernel adds to it where it does."""
-    text = os.strerror(code)
-    if flags & _NLM_F_ACK_TLVS:
-        request = _HEADER.size if flags & _NLM_F_CAPPED else _HEADER.unpack_from(message, 4)[0]
-        more = _attributes(message, 4 + ((request + 3) & ~3)).get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0")
-        if more:
-            text += f" ({ascii(more.decode('utf-8', 'replace'))[1:-1]})"
-    return text
-
-
 @contextmanager
 def _rtnetlink(asked: str) -> Iterator[_Kernel]:
     """Talk with the kernel of this thread's network namespace; turn what it refuses into L{NetworkError}."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as route:
             route.settimeout(_PATIENCE)
-            for option in (NETLINK_EXT_ACK, _NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
+            for option in (NETLINK_EXT_ACK, CAP_ACK, NETLINK_GET_STRICT_CHK):
                 # An older kernel lacks some. Its answers are longer or less friendly then, and mean the same.
                 with suppress(OSError):
                     route.setsockopt(SOL_NETLINK, option, 1)
