@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.kubernetes.services import Sources
+from kiwi.network.firewall import FwMark
 from kiwi.selection import Attachment
 from kiwi.settings import BadSetting, Settings, settings
 
@@ -31,8 +32,9 @@ DEFAULTS = Settings(
     node_given=False,
     sources=Sources(external_ips=True, load_balancer=True, load_balancer_class=""),
     ttl=10,
+    firewall="iptables",
     fwchain="KUBE-PUBLIC",
-    fwmark=1,
+    fwmark=FwMark(1),
     driver=True,
     reconnect_interval=5.0,
     probe_wait=0.03,
@@ -57,8 +59,9 @@ CHOSEN = Settings(
     node_given=True,
     sources=Sources(external_ips=False, load_balancer=True, load_balancer_class="example.com/internal-vip"),
     ttl=3,
+    firewall="nftables",
     fwchain="PUBLIC",
-    fwmark=0x100,
+    fwmark=FwMark(0x100, 0xFF00),
     driver=False,
     reconnect_interval=0.5,
     probe_wait=0.1,
@@ -81,8 +84,9 @@ OPTIONS: dict[str, Any] = {
     "sources": "loadBalancer",
     "load-balancer-class": "example.com/internal-vip",
     "ttl": "3",
+    "firewall": "nftables",
     "fwchain": "PUBLIC",
-    "fwmark": "0x100",
+    "fwmark": "0x100/0xff00",
     "no-driver": 1,
     "reconnect-interval": "0.5",
     "probe-wait": "100",
@@ -189,6 +193,11 @@ class SettingsTests(SynchronousTestCase):
             ("fwchain", "PREROUTING"): "and no name of iptables' own",
             ("fwmark", "0"): "give a number from 1 to 0xffffffff",
             ("fwmark", "0x100000000"): "give a number from 1 to 0xffffffff",
+            ("fwmark", "0/0xff"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "1/2/3"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "1/"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "0x101/0xff00"): "the value 0x101 has bits outside of the mask 0xff00",
+            ("firewall", "ufw"): "give one of iptables, nftables, none",
             ("reconnect-interval", "0"): "give seconds, from 0.1 to 3600",
             ("probe-wait", "2000"): "give milliseconds, from 0 (do not ask) to 1000",
             ("reconnect-interval", "nan"): "give seconds, from 0.1 to 3600",
