@@ -112,6 +112,7 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
                 f"{source('kubeconfig')}: {kubeconfig!r}: there is {source('kube-endpoint')} as well; give one of them"
             )
 
+    firewall = checked("firewall", given("firewall", "iptables"), _one_of(FIREWALLS))
     agent_id = checked("agent-id", given("agent-id", "") or environment.get("KIWI_ID") or host_name, _agent_id)
     node_name = given("node-name", "")
     sources = checked("sources", given("sources", ",".join(SOURCES)), _sources)
@@ -140,8 +141,8 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
             load_balancer_class=checked("load-balancer-class", given("load-balancer-class", ""), _class),
         ),
         ttl=checked("ttl", given("ttl", "10"), _ttl),
-        firewall=checked("firewall", given("firewall", "iptables"), _one_of(FIREWALLS)),
-        fwchain=checked("fwchain", given("fwchain", "KUBE-PUBLIC"), _chain),
+        firewall=firewall,
+        fwchain=checked("fwchain", given("fwchain", "KUBE-PUBLIC"), _nft_chain if firewall == "nftables" else _chain),
         fwmark=checked("fwmark", given("fwmark", "1"), _mark),
         driver=not flag("no-driver"),
         probe_wait=checked("probe-wait", given("probe-wait", "30"), _milliseconds),
@@ -281,6 +282,12 @@ def _chain(text: str) -> str:
             f"give at most {CHAIN_SIZE} letters, digits, dashes, dots and underscores, and no name of iptables' own"
         )
     return text
+
+
+def _nft_chain(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_.][^:]*", text):
+        raise ValueError("give a name without colons that does not begin with a digit; nft could not read any other")
+    return _chain(text)
 
 
 def _mark(text: str) -> FwMark:

@@ -208,6 +208,14 @@ class SettingsTests(SynchronousTestCase):
             self.assertTrue(str(error).startswith(f"--{name}: {value!r}: "), error)
             self.assertIn(advice, str(error))
 
+    def test_chain_of_nftables(self) -> None:
+        """With nftables, a chain has a name that nft can read."""
+        for name in ("1st", "A:B"):
+            self.assertEqual(settings({"fwchain": name}, {}, "node-1").fwchain, name)
+            error = self.assertRaises(BadSetting, settings, {"fwchain": name, "firewall": "nftables"}, {}, "node-1")
+            self.assertIn("give a name without colons that does not begin with a digit", str(error))
+        self.assertRaises(BadSetting, settings, {"fwchain": "X" * 29, "firewall": "nftables"}, {}, "node-1")
+
     def test_mistakes_in_environment(self) -> None:
         """A mistake in a variable is told with the variable's name."""
         error = self.assertRaises(BadSetting, settings, {}, {"KIWI_TTL": "2"}, "node-1")
