@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 from attrs import define, field, frozen
@@ -67,7 +67,7 @@ class Successor:
     """
 
     firewall: IFirewall
-    earlier: list[IFirewall]
+    earlier: Sequence[IFirewall]
     tell: Callable[[str], object]
     _told: set[str] = field(factory=set, init=False)
 

@@ -35,30 +35,29 @@ def choose_firewall(kind: str, chain: str, fwmark: FwMark, tell: Callable[[str],
     @param tell: as in L{Successor}.
     """
     nftables = NftablesFirewall(chain, fwmark)
-    trouble_with_nftables = nftables.check()
-    if kind == "nftables" and trouble_with_nftables is not None:
-        raise NetworkError(trouble_with_nftables)
-    others: list[IFirewall] = [] if trouble_with_nftables is not None else [nftables]
-    if kind == "iptables":
-        choice = choose_variant(chain)
-        variant = choice.variant
-        trouble = variant.check(variant.ipv4)
-        if trouble is not None:
-            raise NetworkError(trouble)
-        others += [IptablesFirewall(chain, fwmark, other) for other in (choice.other,) if other is not None]
-        return ChosenFirewall(
-            Successor(IptablesFirewall(chain, fwmark, variant), others, tell),
-            f"iptables, in its {variant.name} variant, for {choice.reason}",
-            variant.check(variant.ipv6) if variant.has_ipv6() else None,
-        )
+    trouble = nftables.check()
+    if kind == "nftables" and trouble is not None:
+        raise NetworkError(trouble)
     try:
         choice = choose_variant(chain)
     except NetworkError:
-        pass  # There is no iptables, and so nothing that it could have left.
+        if kind == "iptables":
+            raise
+        variants = []
     else:
         variants = [each for each in (choice.variant, choice.other) if each is not None]
-        iptables = [IptablesFirewall(chain, fwmark, each) for each in variants]
-        others += iptables
+    in_iptables = [IptablesFirewall(chain, fwmark, each) for each in variants]
+    in_nftables = [nftables] if trouble is None else []
     if kind == "nftables":
-        return ChosenFirewall(Successor(nftables, others[1:], tell), f"nftables, in table inet {nftables.table}")
-    return ChosenFirewall(Successor(MemoryFirewall(), others, tell), "nothing")
+        return ChosenFirewall(Successor(nftables, in_iptables, tell), f"nftables, in table inet {nftables.table}")
+    if kind == "none":
+        return ChosenFirewall(Successor(MemoryFirewall(), [*in_nftables, *in_iptables], tell), "nothing")
+    usual, *others = in_iptables
+    trouble = choice.variant.check()
+    if trouble is not None:
+        raise NetworkError(trouble)
+    return ChosenFirewall(
+        Successor(usual, [*in_nftables, *others], tell),
+        f"iptables, in its {choice.variant.name} variant, for {choice.reason}",
+        choice.variant.without_ipv6(),
+    )

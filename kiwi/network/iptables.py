@@ -79,6 +79,10 @@ def rule(chain: str, fwmark: FwMark, mark: Mark) -> str:
     )
 
 
+def _not_installed(name: str) -> str:
+    return f"{name} is not installed (Debian: apt-get install iptables)"
+
+
 @frozen
 class _Tools:
     """
@@ -98,7 +102,7 @@ class _Tools:
     def path(self, name: str) -> str:
         found = self.paths[name]
         if found is None:
-            raise NetworkError(f"{name} is not installed (Debian: apt-get install iptables)")
+            raise NetworkError(_not_installed(name))
         return found
 
     def run(self, name: str, *arguments: str, timeout: float, text: str = "") -> str:
@@ -145,20 +149,21 @@ class Variant:
         name = LEGACY if self.name == NFT else NFT
         return Variant(name, f"iptables-{name}", f"ip6tables-{name}")
 
-    def check(self, family: str) -> str | None:
-        """
-        What is wrong with one of its executables on this host, in one line; C{None} if nothing is. It changes nothing.
-
-        @param family: the name of the executable.
-        """
+    def check(self) -> str | None:
+        """What is wrong with it on this host, in one line; C{None} if nothing is. It changes nothing."""
         try:
-            tools = _Tools.find(family)
+            tools = _Tools.find(self.ipv4)
             for name in tools.paths:
                 tools.path(name)
-            tools.run(family, "-w", "2", "-t", MANGLE, "-S", HOOK, timeout=5)
+            tools.run(self.ipv4, "-w", "2", "-t", MANGLE, "-S", HOOK, timeout=5)
         except NetworkError as error:
             return str(error)
         return None
+
+    def without_ipv6(self) -> str | None:
+        """What is missing for IPv6, where there is IPv6; C{None} if nothing is. See Note [IPv6 when it is needed]."""
+        missing = [name for name, path in _Tools.find(self.ipv6).paths.items() if path is None]
+        return _not_installed(missing[0]) if missing and self.has_ipv6() else None
 
     @property
     def in_nf_tables(self) -> bool:

@@ -41,10 +41,10 @@ class FirewallTests(AgentTestCase):
         self.wait_for_nftables(
             f'{WEB} comment "web" : 0x00000001', "meta mark set ip daddr . meta l4proto . th dport map"
         )
+        before = self.elements(self.host)
         for spoil in ("flush map inet kiwi ipv4", "delete table inet kiwi", "add rule inet kiwi KUBE-PUBLIC accept"):
-            before = self.elements(self.host)
             self.host.run("nft", *spoil.split())
-            self.lab.wait_until(lambda before=before: self.elements(self.host) == before, f"{spoil!r} to be mended", 10)
+            self.lab.wait_until(lambda: self.elements(self.host) == before, "the table to be mended", 10)
         self.wait_for_line(agent, "Traffic is marked by nftables, in table inet kiwi")
         agent.terminate(7)
         self.assertEqual(self.elements(self.host), "")

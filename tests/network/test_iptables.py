@@ -379,17 +379,21 @@ class ToolTests(SynchronousTestCase):
 
     def test_check(self) -> None:
         """Nothing is wrong where table C{mangle} can be read, and looking leaves no trace."""
-        self.assertEqual([NFT.check(family) for family in (NFT.ipv4, NFT.ipv6)], [None, None])
+        self.assertEqual((NFT.check(), NFT.without_ipv6()), (None, None))
         self.assertEqual((rules(), chains()), ([], []))
+
+    def test_check_ipv6(self) -> None:
+        """It is said what is missing for IPv6, where there is IPv6."""
+        reason = f"{self.variant.ipv6} is not installed (Debian: apt-get install iptables)"
+        self.assertEqual(self.variant.without_ipv6(), reason)
+        self.assertIsNone(evolve(self.variant, net=self.mktemp()).without_ipv6())
 
     def test_check_missing(self) -> None:
         """It is said which of the executables is missing, and what to install."""
         family = self.variant.ipv4
         self.tool("tool", "exit 0")
         self.tool("tool-restore", "exit 0")
-        self.assertEqual(
-            self.variant.check(family), f"{family}-save is not installed (Debian: apt-get install iptables)"
-        )
+        self.assertEqual(self.variant.check(), f"{family}-save is not installed (Debian: apt-get install iptables)")
 
     def test_check_refused(self) -> None:
         """It is said if table C{mangle} cannot be used, in the words of iptables."""
@@ -398,7 +402,7 @@ class ToolTests(SynchronousTestCase):
             self.tool(name, "exit 0")
         self.tool("tool", 'echo no table for you: "$@" >&2; exit 3')
         self.assertEqual(
-            self.variant.check(family), f"{family} exited with status 3: no table for you: -w 2 -t mangle -S PREROUTING"
+            self.variant.check(), f"{family} exited with status 3: no table for you: -w 2 -t mangle -S PREROUTING"
         )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from attrs import define
@@ -193,6 +195,28 @@ class NftablesFirewallTests(make_firewall_tests(make_nftables_fixture)):  # type
             self.assertIsNone(self.firewall.check())
             self.assertEqual(ruleset(), before)
             self.firewall.replace({WEB})
+
+    def test_not_permitted(self) -> None:
+        """What the kernel refuses is told in one line."""
+        code = (
+            "from kiwi.network.nftables import *; firewall = NftablesFirewall('KUBE-PUBLIC', FwMark(1))\n"
+            "for call in firewall.read, lambda: firewall.replace(set()), firewall.remove:\n"
+            "    try: call()\n"
+            "    except NetworkError as error: print(error)\n"
+            "print(firewall.check())"
+        )
+        unable = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
+        checkout = Path(__file__).parent.parent.parent
+        done = subprocess.run(unable, check=True, capture_output=True, text=True, cwd=checkout)
+        self.assertEqual(
+            done.stdout.splitlines(),
+            [
+                "cannot read table inet kiwi: Operation not permitted",
+                "cannot write table inet kiwi: Operation not permitted",
+                "cannot remove table inet kiwi: Operation not permitted",
+                "nftables cannot be used: Operation not permitted",
+            ],
+        )
 
     def test_cut(self) -> None:
         """A name is cut to the size of a comment, also after a restart; and then nothing is written."""
