@@ -38,9 +38,9 @@ class Link(NamedTuple):
 
 
 def by_link(placed: Iterable[P]) -> dict[Link, list[P]]:
-    """What is to be said on which link, in order."""
+    """What is to be said on which link; both in order."""
     links: dict[Link, list[P]] = {}
-    for each in sorted(placed, key=lambda each: order(each.address)):
+    for each in sorted(placed, key=lambda each: (each.interface, order(each.address))):
         links.setdefault(Link(each.interface, PROTOCOLS[each.address.version]), []).append(each)
     return links
 

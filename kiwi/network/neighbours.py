@@ -164,7 +164,7 @@ class _Asking:
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]
     _questions: list[_Question] = field(factory=list)
-    _failures: list[str] = field(factory=list)
+    _failures: dict[Link, str] = field(factory=dict)
 
     def begin(self, question: _Question) -> None:
         """Prepare to ask a question, too."""
@@ -188,7 +188,7 @@ class _Asking:
     def probed(self) -> Probed:
         """What is known now. Raises L{NetworkError} if some question failed."""
         if self._failures:
-            raise NetworkError("; ".join(dict.fromkeys(self._failures)))
+            raise NetworkError("; ".join(dict.fromkeys(self._failures.values())))
         owners: dict[Address, bytes] = {}
         contested: dict[Address, bytes] = {}
         for each in self._questions:
@@ -230,4 +230,5 @@ class _Asking:
             act(question)
         except OSError as error:
             question.probes.clear()
-            self._failures.append(f"probing for addresses on {question.link.interface}: {error.strerror or error}")
+            reason = f"probing for addresses on {question.link.interface}: {error.strerror or error}"
+            self._failures.setdefault(question.link, reason)
