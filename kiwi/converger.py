@@ -954,7 +954,7 @@ class Converger(TwistedService):
     def _note_marks(self, step: LookAtMarks, marks: frozenset[Mark] | None) -> None:
         if marks != self._marks:
             if self._marks is not None:
-                self.log.warn("the firewall's chain was changed by somebody else; mending it")
+                self.log.warn("the firewall's marks were changed by somebody else; mending them")
             self._marks = marks
         self._marks_stale = False
         self._succeeded(FIREWALL)

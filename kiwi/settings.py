@@ -12,13 +12,15 @@ from attrs import frozen
 from .kubernetes.reading import is_dns_name
 from .kubernetes.services import Sources
 from .model import Network
-from .network.firewall import CHAIN_SIZE, valid_chain_name
+from .network.firewall import WHOLE_MARK, FwMark
+from .network.iptables import CHAIN_SIZE, valid_chain_name
 from .selection import Attachment
 from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
 STORES = ("auto", "kubernetes", "etcd2", "etcd3", "memory")
 SOURCES = ("externalIPs", "loadBalancer")
+FIREWALLS = ("iptables", "nftables", "none")
 
 
 ETCD_OPTIONS = (
@@ -61,6 +63,7 @@ class Settings:
     @ivar node_given: whether that was chosen: then the host is one. The agent's id only may be the name of one.
     @ivar sources: the fields of Services that count.
     @ivar ttl: of a claim, in seconds.
+    @ivar firewall: what marks traffic: one of L{FIREWALLS}.
     @ivar driver: whether to touch interface and firewall at all.
     @ivar reconnect_interval: the longest wait between tries, in seconds.
     @ivar probe_wait: for another machine to say that it has an address already, in seconds; 0 for not asking.
@@ -87,8 +90,9 @@ class Settings:
     node_given: bool
     sources: Sources
     ttl: int
+    firewall: str
     fwchain: str
-    fwmark: int
+    fwmark: FwMark
     driver: bool
     reconnect_interval: float
     probe_wait: float
@@ -166,6 +170,7 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
             "give one of them"
         )
 
+    firewall = checked("firewall", given("firewall", "iptables"), _one_of(FIREWALLS))
     agent_id = checked("agent-id", given("agent-id", "") or environment.get("KIWI_ID") or host_name, _agent_id)
     node_name = given("node-name", "")
     sources = checked("sources", given("sources", ",".join(SOURCES)), _sources)
@@ -207,7 +212,8 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
             load_balancer_class=checked("load-balancer-class", given("load-balancer-class", ""), _class),
         ),
         ttl=checked("ttl", given("ttl", "10"), _ttl),
-        fwchain=checked("fwchain", given("fwchain", "KUBE-PUBLIC"), _chain),
+        firewall=firewall,
+        fwchain=checked("fwchain", given("fwchain", "KUBE-PUBLIC"), _nft_chain if firewall == "nftables" else _chain),
         fwmark=checked("fwmark", given("fwmark", "1"), _mark),
         driver=not flag("no-driver"),
         probe_wait=checked("probe-wait", given("probe-wait", "30"), _milliseconds),
@@ -355,11 +361,17 @@ def _chain(text: str) -> str:
     return text
 
 
-def _mark(text: str) -> int:
-    mark = _whole(text, 0)
-    if mark is None or not 0 < mark <= 0xFFFFFFFF:
-        raise ValueError("give a number from 1 to 0xffffffff")
-    return mark
+def _nft_chain(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_.][^:]*", text):
+        raise ValueError("give a name without colons that does not begin with a digit; nft could not read any other")
+    return _chain(text)
+
+
+def _mark(text: str) -> FwMark:
+    numbers = [_whole(part, 0) for part in text.split("/")]
+    if not 1 <= len(numbers) <= 2 or not all(number and 0 < number <= WHOLE_MARK for number in numbers):
+        raise ValueError("give a number from 1 to 0xffffffff, or a mark and the bits that it sets, as in 0x100/0xff00")
+    return FwMark(*(number for number in numbers if number is not None))
 
 
 def _interval(text: str) -> float:

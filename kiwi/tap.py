@@ -45,9 +45,9 @@ from .model import AgentRecord
 from .names import NameTaken, take_name
 from .network.addresses import NetlinkAddresses, can_administer, default_interface
 from .network.announcer import LinkAnnouncer
-from .network.firewall import IptablesFirewall, check_iptables
+from .network.firewalls import ChosenFirewall, choose_firewall
 from .network.intents import Network
-from .network.interface import NetworkError
+from .network.interface import IFirewall, NetworkError
 from .network.listener import LinkListener
 from .network.memory import MemoryAddresses, MemoryAnnouncer, MemoryFirewall, MemoryNeighbours
 from .network.monitor import NetlinkMonitor
@@ -116,8 +116,9 @@ class Options(usage.Options):
             "loadBalancerClass of the Services whose loadBalancer counts. [default: none]",
         ],
         ["ttl", None, None, "Lifetime of a claim in seconds, 3 or more. [default: 10]"],
-        ["fwchain", None, None, "Chain in table mangle. [default: KUBE-PUBLIC]"],
-        ["fwmark", None, None, "Mark for traffic to public addresses. [default: 1]"],
+        ["firewall", None, None, "What marks traffic: iptables, nftables, or none. [default: iptables]"],
+        ["fwchain", None, None, "Chain in table mangle, or in nftables' table kiwi. [default: KUBE-PUBLIC]"],
+        ["fwmark", None, None, "Mark for traffic to public addresses, or VALUE/MASK. [default: 1]"],
         ["reconnect-interval", None, None, "Longest wait between tries, in seconds. [default: 5]"],
         ["probe-wait", None, None, "Milliseconds for another owner of a new address to speak up. [default: 30]"],
     ]
@@ -212,15 +213,16 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"kiwi: {error}") from None
     attachments = _checked_interfaces(chosen)
     interfaces = [attachment.interface for attachment in attachments]
+    log = logger("kiwi")
+    firewall = _chosen_firewall(chosen, lambda line: clock.callFromThread(log.warn, "{line}", line=line))
     names = _only_one(chosen, interfaces)
     network, watch_host, watch_neighbours, parts = (
-        _network(chosen, interfaces, reactor) if chosen.driver else _no_network(interfaces)
+        _network(firewall.firewall, interfaces, reactor) if chosen.driver else _no_network(interfaces)
     )
     to_store = http_clients(reactor, partial(_pool, reactor), etcd.tls)
     to_kubernetes = http_clients(reactor, partial(_pool, reactor), access.tls)
     backoff = _backoff(chosen)
     server = KubernetesAPI(*to_kubernetes, clock, access.endpoint, access.credentials, backoff.uniform)
-    log = logger("kiwi")
     log.info(
         "{agent}: Kiwi {version}, on {interface}, for {ranges}, claims in {store}",
         agent=chosen.agent_id,
@@ -238,6 +240,9 @@ def makeService(options: Options) -> IService:
         }[store],
     )
     log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
+    log.info("Traffic is marked by {firewall}", firewall=firewall.name)
+    if firewall.without_ipv6 is not None:
+        log.warn("IPv6 traffic cannot be marked: {reason}", reason=firewall.without_ipv6)
     for warning in (*access.warnings, *etcd.warnings):
         log.warn("{warning}", warning=warning)
     return Agent(
@@ -300,16 +305,22 @@ def _checked_interfaces(chosen: Settings) -> tuple[Attachment, ...]:
         if interface is None:
             raise SystemExit("kiwi: --interface: there is no default route to take it from; give the interface's name")
         attachments = (Attachment(interface),)
-    if chosen.driver:
-        if not can_administer():
-            raise SystemExit(
-                "kiwi: needs the capabilities NET_ADMIN and NET_RAW to change addresses and firewall; run it as root, "
-                "or with --no-driver to only claim and log"
-            )
-        trouble = check_iptables()
-        if trouble is not None:
-            raise SystemExit(f"kiwi: {trouble}")
+    if chosen.driver and not can_administer():
+        raise SystemExit(
+            "kiwi: needs the capabilities NET_ADMIN and NET_RAW to change addresses and firewall; run it as root, "
+            "or with --no-driver to only claim and log"
+        )
     return attachments
+
+
+def _chosen_firewall(chosen: Settings, tell: Callable[[str], object]) -> ChosenFirewall:
+    """What marks traffic on this host."""
+    if not chosen.driver:
+        return ChosenFirewall(MemoryFirewall(), "nothing")
+    try:
+        return choose_firewall(chosen.firewall, chosen.fwchain, chosen.fwmark, tell)
+    except NetworkError as error:
+        raise SystemExit(f"kiwi: --firewall: {chosen.firewall!r}: {error}") from None
 
 
 def choose_store(chosen: Settings, access: Access) -> str:
@@ -410,13 +421,13 @@ class _Threads(Service):
 
 
 def _network(
-    chosen: Settings, interfaces: Sequence[str], reactor: Any
+    firewall: IFirewall, interfaces: Sequence[str], reactor: Any
 ) -> tuple[Network, Watch, Watch, Sequence[IService]]:
-    """This host's own addresses, firewall and neighbours."""
+    """This host's own addresses and neighbours, with this firewall."""
     threads = for_addresses, for_firewall, for_probes = [OneWriter(reactor.callFromThread) for _ in range(3)]
     network = Network(
         NetlinkAddresses(interfaces, time.monotonic),
-        IptablesFirewall(chosen.fwchain, chosen.fwmark),
+        firewall,
         LinkAnnouncer(time.monotonic),
         LinkNeighbours(time.monotonic),
         for_addresses.call,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.kubernetes.services import Sources
+from kiwi.network.firewall import FwMark
 from kiwi.selection import Attachment
 from kiwi.settings import BadSetting, Settings, settings
 
@@ -36,8 +37,9 @@ DEFAULTS = Settings(
     node_given=False,
     sources=Sources(external_ips=True, load_balancer=True, load_balancer_class=""),
     ttl=10,
+    firewall="iptables",
     fwchain="KUBE-PUBLIC",
-    fwmark=1,
+    fwmark=FwMark(1),
     driver=True,
     reconnect_interval=5.0,
     probe_wait=0.03,
@@ -67,8 +69,9 @@ CHOSEN = Settings(
     node_given=True,
     sources=Sources(external_ips=False, load_balancer=True, load_balancer_class="example.com/internal-vip"),
     ttl=3,
+    firewall="nftables",
     fwchain="PUBLIC",
-    fwmark=0x100,
+    fwmark=FwMark(0x100, 0xFF00),
     driver=False,
     reconnect_interval=0.5,
     probe_wait=0.1,
@@ -96,8 +99,9 @@ OPTIONS: dict[str, Any] = {
     "sources": "loadBalancer",
     "load-balancer-class": "example.com/internal-vip",
     "ttl": "3",
+    "firewall": "nftables",
     "fwchain": "PUBLIC",
-    "fwmark": "0x100",
+    "fwmark": "0x100/0xff00",
     "no-driver": 1,
     "reconnect-interval": "0.5",
     "probe-wait": "100",
@@ -209,6 +213,11 @@ class SettingsTests(SynchronousTestCase):
             ("fwchain", "PREROUTING"): "and no name of iptables' own",
             ("fwmark", "0"): "give a number from 1 to 0xffffffff",
             ("fwmark", "0x100000000"): "give a number from 1 to 0xffffffff",
+            ("fwmark", "0/0xff"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "1/2/3"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "1/"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "0x101/0xff00"): "the value 0x101 has bits outside of the mask 0xff00",
+            ("firewall", "ufw"): "give one of iptables, nftables, none",
             ("reconnect-interval", "0"): "give seconds, from 0.1 to 3600",
             ("probe-wait", "2000"): "give milliseconds, from 0 (do not ask) to 1000",
             ("reconnect-interval", "nan"): "give seconds, from 0.1 to 3600",
@@ -218,6 +227,14 @@ class SettingsTests(SynchronousTestCase):
             error = self.assertRaises(BadSetting, settings, {name: given_value}, {}, "node-1")
             self.assertTrue(str(error).startswith(f"--{name}: {value!r}: "), error)
             self.assertIn(advice, str(error))
+
+    def test_chain_of_nftables(self) -> None:
+        """With nftables, a chain has a name that nft can read."""
+        for name in ("1st", "A:B"):
+            self.assertEqual(settings({"fwchain": name}, {}, "node-1").fwchain, name)
+            error = self.assertRaises(BadSetting, settings, {"fwchain": name, "firewall": "nftables"}, {}, "node-1")
+            self.assertIn("give a name without colons that does not begin with a digit", str(error))
+        self.assertRaises(BadSetting, settings, {"fwchain": "X" * 29, "firewall": "nftables"}, {}, "node-1")
 
     def test_mistakes_in_environment(self) -> None:
         """A mistake in a variable is told with the variable's name."""
