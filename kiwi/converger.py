@@ -35,7 +35,7 @@ from .model import (
 )
 from .network.interface import Assigned, NetworkError, Probed, Unassigned
 from .planning import FRESH, LONGEST_SETTLING, QUIET_LASTS, Announced, Plan, Recorded, Situation, Terms, Written, plan
-from .selection import Attachment, Reach, Refusal, Selection, reach, select
+from .selection import Attachment, Reach, Refusal, Selection, Selector, reach
 from .steps import (
     ADDRESSES,
     FIREWALL,
@@ -160,6 +160,7 @@ class Converger(TwistedService):
     refused: Callable[[str], None]
 
     _cluster: Cluster | None = field(default=None, init=False)
+    _selector: Selector = field(factory=Selector, init=False)
     _selection: Selection | None = field(default=None, init=False)
     _selected_for: tuple[object, ...] = field(default=(None, None, None), init=False)
     _reach: Reach | None = field(default=None, init=False)
@@ -545,7 +546,7 @@ class Converger(TwistedService):
         for_services, for_endpoints, for_host = self._selected_for
         if not (services is for_services and endpoints is for_endpoints and rests_on == for_host and self._selection):
             before, host = self._selection, evolve(self._host, own=own)
-            self._selection = select(services.values(), host, self._reach, endpoints)
+            self._selection = self._selector.select(services.values(), host, self._reach, endpoints)
             self._selected_for = (services, endpoints, rests_on)
             self._tell_refusals(self._selection.refusals, before.refusals if before else frozenset())
             self._tell_moves(self._selection, before)
