@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
 from math import inf
@@ -195,6 +195,7 @@ class Converger(TwistedService):
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
     _recorded: Recorded | None = field(default=None, init=False)
+    _session: str = field(default="", init=False)
     _admitted: float | None = field(default=None, init=False)
     _recorded_at: float = field(default=-inf, init=False)
     _claimed_here: set[Address] = field(factory=set, init=False)
@@ -386,7 +387,9 @@ class Converger(TwistedService):
 
     def beat(self) -> None:
         """Time to confirm what is held, to be heard of, and to look whether the host is as it was left."""
-        self._renewals_due.update(self._holds)
+        self._renewals_due.update(
+            a for a, hold in self._holds.items() if not hold.session or hold.session != self._session
+        )
         self._registration_due = True
         self._host_stale = True
         self._marks_stale = True
@@ -467,12 +470,13 @@ class Converger(TwistedService):
         self._watch_for_twin(now)
         self._heard = {address: heard for address, heard in self._heard.items() if now < heard.at + HEARSAY}
         heard = {address: heard.holder for address, heard in self._heard.items()}
+        everything = set(wanted or ())
         if wanted is not None and self._claims is not None:
-            holders = self._claims.holders
-            free = {a for a in self._may_try_for() if not (a in self._holds or heard.get(a, holders.get(a)))}
+            claimed = (set(self._claims.holders) - set(heard)) | {a for a, holder in heard.items() if holder}
+            free = self._may_try_for(everything) - set(self._holds) - claimed
             self._free_since = {a: self._free_since.get(a, now) for a in free}
             self._note_what_stays(now)
-            self._clear &= wanted.keys()
+            self._clear &= everything
             self._quiet = {a: until for a, until in self._quiet.items() if now < until and a in wanted}
             mine = (None, self.terms.id)
             self._contests = {a: c for a, c in self._contests.items() if a in wanted and self._holder(a) in mine}
@@ -505,7 +509,7 @@ class Converger(TwistedService):
             marks=self._marks,
             marks_stale=self._marks_stale,
             announced=self._announced,
-            new=wanted.keys() - self._clear - self._quiet.keys() - self._foreign.keys() if wanted else frozenset(),
+            new=everything - self._clear - set(self._quiet) - set(self._foreign),
             contested={a: contest.next for a, contest in self._contests.items()},
             foreign=self._foreign.keys(),
             wary_until=self._wary_until,
@@ -584,12 +588,13 @@ class Converger(TwistedService):
                     node=node,
                 )
 
-    def _may_try_for(self) -> Iterable[Address]:
+    def _may_try_for(self, wanted: AbstractSet[Address]) -> AbstractSet[Address]:
         """The wanted addresses that this agent would carry if nobody did."""
         if self._selection is None or self._unfit:
-            return ()
-        eligible, undecided, node = self._selection.eligible, self._selection.undecided, self.terms.record.node_name
-        return (a for a in self._selection.wanted if a not in undecided and (a not in eligible or node in eligible[a]))
+            return frozenset()
+        node = self.terms.record.node_name
+        elsewhere = {a for a, nodes in self._selection.eligible.items() if node not in nodes}
+        return wanted - elsewhere - self._selection.undecided
 
     def _end_holds(self, now: float) -> None:
         for hold in [hold for hold in self._holds.values() if self.terms.hold_ends(hold) <= now]:
@@ -692,7 +697,7 @@ class Converger(TwistedService):
         self._store_answered(subject)
         if isinstance(result, Granted):
             self._hear(address, self.terms.id)
-            self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+            self._holds[address] = Hold(address, result.sent, self.clock.seconds(), result.session)
             self.log.info(
                 "{address}: claimed for {services}", address=address, services=self._services_of(address) or "nobody"
             )
@@ -726,13 +731,14 @@ class Converger(TwistedService):
             elif held is None:
                 self._hear(address, self.terms.id)
                 self._clear.add(address)
-                self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+                self._holds[address] = Hold(address, result.sent, self.clock.seconds(), result.session)
                 self.log.info("{address}: the claim is this agent's already; adopted", address=address)
             else:
                 if self._claims is not None and self._claims.holders.get(address) != self.terms.id:
                     self._hear(address, self.terms.id)
-                if result.sent > held.sent:
-                    self._holds[address] = evolve(held, sent=result.sent)
+                if result.sent > held.sent or result.session != held.session:
+                    sent = max(result.sent, held.sent)
+                    self._holds[address] = evolve(held, sent=sent, session=result.session)
 
     @_note.register
     def _note_release(self, step: Release, result: Released | Unavailable) -> None:
@@ -765,6 +771,7 @@ class Converger(TwistedService):
             if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()
             self._recorded_at = result.sent
+            self._confirm(result)
             if self._recorded is None or self._recorded.record != step.record:
                 self._recorded = Recorded(step.record, self.clock.seconds())
             if self._admitted is None:
@@ -776,6 +783,13 @@ class Converger(TwistedService):
             self._refuse("another agent has taken its id while its record in the claim store had ended")
         else:
             self._rests[RECORD] = self.clock.seconds() + REST_OF_TAKEN
+
+    def _confirm(self, result: Granted) -> None:
+        """A session is confirmed, and with it every hold that rests on it."""
+        self._session = result.session
+        for address, held in self._holds.items():
+            if held.session and held.session == result.session and held.sent < result.sent:
+                self._holds[address] = Hold(address, result.sent, held.since, held.session)
 
     def _own_record(self) -> AgentRecord:
         """What the store should have as this agent's record."""
