@@ -65,7 +65,13 @@ ANNOUNCEMENT_GAPS = (0.2, 0.8, 1.5, 2.5)
 """Seconds between the first rounds of announcements."""
 
 ANNOUNCEMENT_INTERVAL = 60.0
-"""Seconds between the later rounds, give or take a tenth."""
+"""
+Seconds between the later rounds, give or take a tenth. All addresses have their rounds together, and so the first of
+these may come sooner.
+"""
+
+BEATS_TO_A_LOOK = 3
+"""Heartbeats from one look at the host to the next, where nothing is said to have changed."""
 
 REST_OF_GIVEN_UP = 30.0
 """Seconds for which an agent leaves an address to the others that it could not put up itself."""
@@ -181,6 +187,8 @@ class Converger(TwistedService):
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[Address, Announced] = field(factory=dict, init=False)
+    _all_announced_at: float = field(default=-inf, init=False)
+    _beats: int = field(default=0, init=False)
     _wary_until: float = field(default=-inf, init=False)
     _own: AbstractSet[Address] = field(default=frozenset(), init=False)
     _dropped: dict[Address, float] = field(factory=dict, init=False)
@@ -391,8 +399,10 @@ class Converger(TwistedService):
             a for a, hold in self._holds.items() if not hold.session or hold.session != self._session
         )
         self._registration_due = True
-        self._host_stale = True
         self._marks_stale = True
+        self._beats += 1
+        if self._beats % BEATS_TO_A_LOOK == 0:
+            self._host_stale = True
         self._wake()
 
     def drain(self) -> Deferred[None]:
@@ -921,11 +931,14 @@ class Converger(TwistedService):
     def _note_announcement(self, assignment: Assignment) -> None:
         last = self._announced.get(assignment.address)
         rounds = last.rounds + 1 if last else 1
+        now = self.clock.seconds()
         if rounds <= len(ANNOUNCEMENT_GAPS):
-            gap = ANNOUNCEMENT_GAPS[rounds - 1]
+            following = now + ANNOUNCEMENT_GAPS[rounds - 1]
         else:
-            gap = self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
-        self._announced[assignment.address] = Announced(rounds, self.clock.seconds() + gap)
+            if self._all_announced_at < now + ANNOUNCEMENT_INTERVAL / 4:
+                self._all_announced_at = now + self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
+            following = self._all_announced_at
+        self._announced[assignment.address] = Announced(rounds, following)
         if rounds == 1:
             self.log.info("{address}: announced", address=assignment.address)
 
