@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
 from random import Random
 
 from attrs import define, field
 
+from kiwi.model import Address, ip
 from tests.fakes.etcd3 import FakeEtcd3, Member
 from tests.fakes.etcd3.store import Store
 
@@ -88,9 +88,9 @@ class Etcd3Store:
             if kv.key.startswith(begins)
         }
 
-    def claims(self) -> Mapping[IPv4Address, tuple[str, float]]:
+    def claims(self) -> Mapping[Address, tuple[str, float]]:
         """Who has each claim, and the true time until which it was promised."""
-        return {IPv4Address(name): claim for name, claim in self._below(CLAIMS).items()}
+        return {ip(name): claim for name, claim in self._below(CLAIMS).items()}
 
     def agents(self) -> set[str]:
         return set(self._below(AGENTS))
