@@ -18,7 +18,7 @@ class SecureEtcd2Tests(AgentTestCase):
     """The whole agent, on etcd's API v2."""
 
     store = "etcd2"
-    ttl = 10
+    ttl = 20
     refused: tuple[str, ...] = ("user agent may not ask for /kiwi", "see that the password is right")
 
     def setUp(self) -> None:
