@@ -44,7 +44,7 @@ def rule(
 ) -> str:
     """A rule as C{iptables-save} prints it."""
     return (
-        f"-A KUBE-PUBLIC -d {address}/32 -p {protocol} -m {protocol} --dport {port} "
+        f"-A KUBE-PUBLIC -d {address}/{address.max_prefixlen} -p {protocol} -m {protocol} --dport {port} "
         f"-m comment --comment {comment} -j MARK --set-xmark {mark}/0xffffffff"
     )
 
@@ -70,7 +70,10 @@ class AgentTestCase(SynchronousTestCase):
     A test with a lab of three hosts, on which no agent runs yet, and a cluster without Services.
 
     @cvar etcd: the binary.
+    @cvar address: what the test is about.
     """
+
+    address: Address = ADDRESS
 
     etcd = wheel_etcd()
     lab: Lab
@@ -143,7 +146,7 @@ class AgentTestCase(SynchronousTestCase):
 
     def claim_ends(self, carrier: Host) -> float:
         """Until when the address is promised to its carrier unless it confirms that, by L{time.monotonic}."""
-        node = self.lab.cluster.nodes()[f"/kiwi/publicips/{ADDRESS}"]
+        node = self.lab.cluster.nodes()[f"/kiwi/publicips/{self.address}"]
         self.assertEqual(node["value"], carrier.name)
         return of_wall_clock(node["expiration"])
 
@@ -192,12 +195,13 @@ class AgentTestCase(SynchronousTestCase):
 
     def wait_for_marks(self, host: Host, *rules: str) -> None:
         """Wait until the host's table C{mangle} has exactly these rules in Kiwi's chain, in any order."""
-        expected = sorted([CHAIN, JUMP, *rules])
-        self.lab.wait_until(lambda: sorted(host.marks()) == expected, f"{rules} on {host.name}", 10)
+        expected, version = sorted([CHAIN, JUMP, *rules]), self.address.version
+        self.lab.wait_until(lambda: sorted(host.marks(version)) == expected, f"{rules} on {host.name}", 10)
 
     def wait_for_no_rule(self, host: Host) -> None:
         """Wait until the host marks no traffic."""
-        self.lab.wait_until(lambda: not any("--dport" in line for line in host.marks()), "the rules to go")
+        version = self.address.version
+        self.lab.wait_until(lambda: not any("--dport" in line for line in host.marks(version)), "the rules to go")
 
     def wait_for_nobody(self, address: Address) -> None:
         """Wait until no host has the address and nobody claims it."""
@@ -220,7 +224,7 @@ class AgentTestCase(SynchronousTestCase):
 
     def assert_untouched(self, host: Host) -> None:
         """The host has no address, chain or rule of Kiwi's."""
-        self.assertEqual((host.labels(), host.marks()), ([], []))
+        self.assertEqual((host.labels(), host.marks(4), host.marks(6)), ([], [], []))
 
     def assert_one_carrier_at_a_time(self, address: Address) -> None:
         """No two hosts have had the address at the same moment since the hosts were made."""
@@ -258,9 +262,9 @@ class CarriedTestCase(AgentTestCase):
         self.prepare()
         self.agents = self.start_agents(*self.options, store_port=self.store_port)
         self.serve()
-        self.create(service("web", [ADDRESS]))
-        self.carrier = self.lab.wait_for_carrier(ADDRESS)
-        self.wait_for_marks(self.carrier, rule())
+        self.create(service("web", [self.address]))
+        self.carrier = self.lab.wait_for_carrier(self.address)
+        self.wait_for_marks(self.carrier, rule(address=self.address))
 
     def prepare(self) -> None:
         """What is to be done before the agents start."""
@@ -277,7 +281,7 @@ class CarriedTestCase(AgentTestCase):
         """Wait until another host than the first carrier has the address; that host."""
 
         def another() -> list[Host]:
-            return [host for host in self.lab.carriers(ADDRESS) if host is not self.carrier]
+            return [host for host in self.lab.carriers(self.address) if host is not self.carrier]
 
         (host,) = self.lab.wait_until(another, "another carrier", limit)
         return host
@@ -295,7 +299,7 @@ class FailureTestCase(CarriedTestCase):
     def setUp(self) -> None:
         self.options = ("--ttl", str(self.ttl), "--verbose")
         super().setUp()
-        self.pinger = self.lab.client.ping(ADDRESS).start()
+        self.pinger = self.lab.client.ping(self.address).start()
         self.pinger.wait_for_reply()
 
     def wait_for_heartbeat(self) -> None:
@@ -309,16 +313,18 @@ class FailureTestCase(CarriedTestCase):
         answer for no longer than this; that host.
         """
         another = self.wait_for_another()
-        self.assert_one_carrier_at_a_time(ADDRESS)
-        first, second = self.lab.ears.carriages(ADDRESS)
+        self.assert_one_carrier_at_a_time(self.address)
+        first, second = self.lab.ears.carriages(self.address)
         self.assertEqual((first.host, second.host), (self.carrier.name, another.name))
         assert first.until is not None
         self.assertLess(first.until, second.since)
         answered = self.pinger.wait_for_reply(second.since).received
         self.assertLess(self.pinger.outage(failed, answered), outage + SLACK)
-        self.lab.wait_until(lambda: self.lab.client.who_answers(ADDRESS) == another.name, f"{another.name} to serve")
-        self.wait_for_marks(another, rule())
+        self.lab.wait_until(
+            lambda: self.lab.client.who_answers(self.address) == another.name, f"{another.name} to serve"
+        )
+        self.wait_for_marks(another, rule(address=self.address))
         return another
 
     def last_carriage(self) -> Carriage:
-        return self.lab.ears.carriages(ADDRESS)[-1]
+        return self.lab.ears.carriages(self.address)[-1]

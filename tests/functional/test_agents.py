@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from .support import ADDRESS, CarriedTestCase, rule
+from .support import CarriedTestCase, rule
 
 OUTAGE_LIMIT = 1.0
 """Seconds without an answer at a hand-over. It takes milliseconds; the rest is for a busy machine."""
@@ -18,7 +18,7 @@ class OrderlyExitTests(CarriedTestCase):
     """An agent that is asked to go takes everything back first."""
 
     def _leaves(self, number: signal.Signals) -> None:
-        pinger = self.lab.client.ping(ADDRESS).start()
+        pinger = self.lab.client.ping(self.address).start()
         pinger.wait_for_reply()
         told = time.monotonic()
         self.carrying.signal(number)
@@ -27,13 +27,13 @@ class OrderlyExitTests(CarriedTestCase):
         self.assertNotIn(self.carrier.name, self.claims().values())
         self.assertNotIn(self.carrier.name, self.known_agents())
         another = self.wait_for_another()
-        answered = pinger.wait_for_reply(self.lab.ears.carriages(ADDRESS)[-1].since).received
+        answered = pinger.wait_for_reply(self.lab.ears.carriages(self.address)[-1].since).received
         self.assertLess(pinger.outage(told, answered), OUTAGE_LIMIT)
         self.lab.wait_until(
-            lambda: self.lab.client.who_answers(ADDRESS) == another.name, f"the client to reach {another.name}"
+            lambda: self.lab.client.who_answers(self.address) == another.name, f"the client to reach {another.name}"
         )
-        self.wait_for_marks(another, rule())
-        self.assert_one_carrier_at_a_time(ADDRESS)
+        self.wait_for_marks(another, rule(address=self.address))
+        self.assert_one_carrier_at_a_time(self.address)
 
     def test_sigterm(self) -> None:
         """Address, rules, chain, jump and claims are gone when the process is, and another host answers at once."""
@@ -58,7 +58,7 @@ class OrderlyExitTests(CarriedTestCase):
         idle = next(host for host in self.lab.hosts if host is not self.carrier)
         self.agents[idle.name].terminate(EXIT_LIMIT)
         self.assert_untouched(idle)
-        self.assertEqual(len(self.lab.ears.carriages(ADDRESS)), 1)
+        self.assertEqual(len(self.lab.ears.carriages(self.address)), 1)
 
 
 class StoreHangsTests(CarriedTestCase):
@@ -75,7 +75,7 @@ class StoreHangsTests(CarriedTestCase):
         self.assert_untouched(self.carrier)
         self.resume_store()
         self.wait_for_another()
-        self.assert_one_carrier_at_a_time(ADDRESS)
+        self.assert_one_carrier_at_a_time(self.address)
 
 
 class HangingExitTests(CarriedTestCase):
@@ -90,7 +90,7 @@ class HangingExitTests(CarriedTestCase):
         self.carrying.wait(EXIT_LIMIT)
         self.assert_untouched(self.carrier)
         self.wait_for_another()
-        self.assert_one_carrier_at_a_time(ADDRESS)
+        self.assert_one_carrier_at_a_time(self.address)
 
     def test_server_hangs(self) -> None:
         """While the API server is frozen, the agent leaves in order."""

@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from tests.lab.clocks import WallClock
-from tests.lab.laboratory import Host, service
+from tests.lab.laboratory import IPTABLES, Host, service
 from tests.lab.processes import Process
 
 from .support import ADDRESS, SLACK, AgentTestCase, FailureTestCase
@@ -45,28 +45,28 @@ class AgentTests(FailureTestCase):
         another = self.assert_taken_over(failed, 2.5)
         mac = another.mac()
         self.stays_true(
-            lambda: self.lab.ears.having(ADDRESS) == [another.name], failed + 3 * self.ttl - time.monotonic()
+            lambda: self.lab.ears.having(self.address) == [another.name], failed + 3 * self.ttl - time.monotonic()
         )
 
         known = len(self.carrying.output())
         resumed = time.monotonic()
         self.carrying.resume()
-        self.wait_for_line(self.carrying, str(ADDRESS), "letting go")
+        self.wait_for_line(self.carrying, str(self.address), "letting go")
         self.wait_for_no_rule(self.carrier)
-        self.stays_true(lambda: self.lab.ears.having(ADDRESS) == [another.name], 1.5)
+        self.stays_true(lambda: self.lab.ears.having(self.address) == [another.name], 1.5)
         news = self.carrying.output()[known:]
-        before, letting_go, after = news.partition(f"{ADDRESS}: letting go")
+        before, letting_go, after = news.partition(f"{self.address}: letting go")
         self.assertEqual(touching(before), [])
         self.assertTrue(letting_go)
         self.assertEqual([line for line in touching(after) if "Assign(" in line or "Announce(" in line], [])
-        self.assertEqual({heard.mac for heard in self.lab.ears.said(ADDRESS, resumed)} - {mac}, set())
+        self.assertEqual({heard.mac for heard in self.lab.ears.said(self.address, resumed)} - {mac}, set())
         self.assert_none_lost(self.pinger, resumed)
 
         for host in sorted(self.others(), key=lambda host: host is another):
             self.agents[host.name].terminate()
-        self.lab.wait_until(lambda: self.lab.ears.having(ADDRESS) == [self.carrier.name], "it to carry again")
-        self.lab.wait_until(lambda: self.lab.client.who_answers(ADDRESS) == self.carrier.name, "it to serve again")
-        self.assert_one_carrier_at_a_time(ADDRESS)
+        self.lab.wait_until(lambda: self.lab.ears.having(self.address) == [self.carrier.name], "it to carry again")
+        self.lab.wait_until(lambda: self.lab.client.who_answers(self.address) == self.carrier.name, "it to serve again")
+        self.assert_one_carrier_at_a_time(self.address)
 
 
 def touching(log: str) -> list[str]:
@@ -82,23 +82,23 @@ class RestartTests(FailureTestCase):
 
     def test_agent_comes_back_within_the_ttl(self) -> None:
         """It adopts its claim, its address and its rules: no ping is lost, and no packet goes unmarked."""
-        packets = ["iptables", "-t", "mangle", "-L", "KUBE-PUBLIC", "-v", "-x", "-n"]
-        self.assertEqual(self.lab.client.who_answers(ADDRESS), self.carrier.name)
+        packets = [IPTABLES[self.address.version], "-t", "mangle", "-L", "KUBE-PUBLIC", "-v", "-x", "-n"]
+        self.assertEqual(self.lab.client.who_answers(self.address), self.carrier.name)
         counted = self.carrier.run(*packets).splitlines()[2].split()
         self.assertNotEqual(counted[0], "0")
-        (before,) = self.lab.ears.carriages(ADDRESS)
+        (before,) = self.lab.ears.carriages(self.address)
         self.wait_for_heartbeat()
         killed = time.monotonic()
         self.carrying.kill()
         # What starts it again takes its time.
         time.sleep(1)
         again = self.agents[self.carrier.name] = self.lab.start_agent(self.carrier, *self.options)
-        self.wait_for_line(again, str(ADDRESS), "adopted")
+        self.wait_for_line(again, str(self.address), "adopted")
         time.sleep(max(0.0, killed + 1.5 * self.ttl - time.monotonic()))
         self.assert_none_lost(self.pinger)
         self.assertIsNone(again.status)
-        self.assertEqual(self.lab.ears.carriages(ADDRESS), [before])
-        self.assertEqual(self.claims(), {ADDRESS: self.carrier.name})
+        self.assertEqual(self.lab.ears.carriages(self.address), [before])
+        self.assertEqual(self.claims(), {self.address: self.carrier.name})
         # The counters would start from zero if the rule had been written anew.
         self.assertEqual(self.carrier.run(*packets).splitlines()[2].split(), counted)
 
@@ -107,9 +107,9 @@ class RestartTests(FailureTestCase):
         self.carrying.kill()
         self.lab.cluster.delete("web")
         self.agents[self.carrier.name] = self.lab.start_agent(self.carrier, *self.options)
-        self.wait_for_nobody(ADDRESS)
+        self.wait_for_nobody(self.address)
         self.wait_for_no_rule(self.carrier)
-        self.assert_one_carrier_at_a_time(ADDRESS)
+        self.assert_one_carrier_at_a_time(self.address)
 
 
 class HostTests(FailureTestCase):
@@ -136,24 +136,26 @@ class NetworkTestCase(FailureTestCase):
         cut()
         claim_ends = self.claim_ends(self.carrier)
         another = self.assert_taken_over(failed, self.ttl + 0.75)
-        first, second = self.lab.ears.carriages(ADDRESS)
+        first, second = self.lab.ears.carriages(self.address)
         assert first.until is not None
         self.assertLess(first.until, claim_ends)
         self.assertLess(claim_ends, second.since)
 
         (neighbour,) = (host for host in self.others() if host is not another)
-        also = neighbour.ping(ADDRESS, 0.01).start()
+        also = neighbour.ping(self.address, 0.01).start()
         also.wait_for_reply()
         mac = another.mac()
         healed = time.monotonic()
         heal()
         self.wait_for_line(self.carrying, "the claim store answers again")
-        self.stays_true(lambda: {self.lab.client.neighbour(ADDRESS), neighbour.neighbour(ADDRESS)} == {mac}, 3)
-        self.assertEqual(self.lab.ears.carriages(ADDRESS), [first, second])
-        self.assertEqual({heard.mac for heard in self.lab.ears.said(ADDRESS, healed)} - {mac}, set())
+        self.stays_true(
+            lambda: {self.lab.client.neighbour(self.address), neighbour.neighbour(self.address)} == {mac}, 3
+        )
+        self.assertEqual(self.lab.ears.carriages(self.address), [first, second])
+        self.assertEqual({heard.mac for heard in self.lab.ears.said(self.address, healed)} - {mac}, set())
         self.assert_none_lost(self.pinger, healed)
         self.assert_none_lost(also, healed)
-        self.assertEqual(self.claims(), {ADDRESS: another.name})
+        self.assertEqual(self.claims(), {self.address: another.name})
 
 
 class CableTests(NetworkTestCase):

@@ -55,6 +55,9 @@ WEB_PORT = 8080
 KIWI_OF_CHECKOUT = (sys.executable, "-c", "import sys; from kiwi.tap import main; sys.exit(main())")
 """What the console script runs, from the checkout's own code."""
 
+IPTABLES = {4: "iptables", 6: "ip6tables"}
+"""What marks the traffic of each version of IP."""
+
 _serials = count(1)
 
 _BOTH_WAYS: Sequence[tuple[str, Callable[[IPv4Address, int], Sequence[str]]]] = (
@@ -186,11 +189,14 @@ class Host:
         """These addresses alone."""
         return {label.address for label in self.labels(interface)}
 
-    def marks(self) -> list[str]:
-        """Everything in table C{mangle} that is not a built-in chain's policy, as C{iptables-save} prints it."""
+    def marks(self, version: int = 4) -> list[str]:
+        """
+        Everything in table C{mangle} that is not a built-in chain's policy, as C{iptables-save} prints it, or
+        C{ip6tables-save}.
+        """
         return [
             line
-            for line in self.run("iptables-save", "-t", "mangle").splitlines()
+            for line in self.run(f"{IPTABLES[version]}-save", "-t", "mangle").splitlines()
             if line.startswith(("-A", ":")) and not line.endswith("ACCEPT [0:0]") and " ACCEPT [" not in line
         ]
 
@@ -217,6 +223,28 @@ class Host:
     def plug_second(self) -> None:
         """Put the cable of C{em2} back in."""
         self._lab.switch.ip([f"link set {self.name}-2 up"])
+
+    def build_on_second(self, name: str, *make: str) -> None:
+        """
+        Make an interface out of C{em2}, by C{ip link} with each of these, and have it take the place of that one: it
+        gets its addresses.
+
+        @raise LabError: where the kernel cannot.
+        """
+        addresses = [info for info in self._shown(SECOND_INTERFACE) if info["family"] in ("inet", "inet6")]
+        self.namespace.ip(
+            [
+                *(f"link {command}" for command in make),
+                f"addr flush dev {SECOND_INTERFACE} scope global",
+                *(f"addr add {info['local']}/{info['prefixlen']} dev {name} nodad" for info in addresses),
+                f"link set {name} up",
+            ]
+        )
+
+    def rebuild_second(self) -> None:
+        """Undo that."""
+        self.delete_second()
+        self.make_second()
 
     def delete_second(self) -> None:
         """Delete the interface C{em2}."""
@@ -629,14 +657,16 @@ class Lab:
         environment: Mapping[str, str] | None = None,
         store_port: int = ETCD_PORT,
         clock: WallClock | None = None,
+        network: Sequence[str] = ("--interface", INTERFACE, "-r", "192.168.1.0/24", "-r", f"{LAN6}/64"),
     ) -> Process:
         """
-        Start C{kiwi --interface em1 -r 192.168.1.0/24} on a host, with further options.
+        Start C{kiwi --interface em1 -r 192.168.1.0/24 -r fd00::/64} on a host, with further options.
 
         @param store_port: the port at which it finds the claim store.
         @param clock: the wall clock that it has instead of the machine's.
+        @param network: the options that say what it may carry, and where.
         """
-        chosen = ["--interface", INTERFACE, "-r", "192.168.1.0/24", *self.agent_options(store_port), *options]
+        chosen = [*network, *self.agent_options(store_port), *options]
         command = [*self.kiwi, *chosen]
         return host.start(f"kiwi-{host.name}", clock.command(command) if clock else command, environment)
 
