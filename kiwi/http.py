@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -81,6 +82,13 @@ def describe(error: Exception) -> str:
     if len(error.args) == 1 and isinstance(error.args[0], list):
         return "; ".join(str(reason) for *_, reason in error.args[0]) or type(error).__name__
     return str(error) or type(error).__name__
+
+
+def basic(username: str, password: str) -> Mapping[str, str]:
+    """The headers that show a name and a password (RFC 7617). Raises L{ValueError} where the name cannot be one."""
+    if ":" in username:
+        raise ValueError("there is a colon in the username, which cannot be sent")
+    return {"Authorization": f"Basic {b64encode(f'{username}:{password}'.encode()).decode()}"}
 
 
 def _nothing_within(result: object, seconds: float) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.kubernetes.services import Sources
+from kiwi.network.firewall import FwMark
 from kiwi.selection import Attachment
 from kiwi.settings import BadSetting, Settings, settings
 
@@ -24,6 +25,11 @@ DEFAULTS = Settings(
     etcd_endpoints=("http://localhost:2379",),
     etcd_prefix="/kiwi",
     etcd_is_given=False,
+    etcd_ca=None,
+    etcd_cert=None,
+    etcd_key=None,
+    etcd_user=None,
+    etcd_password_file=None,
     store="auto",
     lease_namespace="kiwi",
     agent_id="node-1",
@@ -31,8 +37,9 @@ DEFAULTS = Settings(
     node_given=False,
     sources=Sources(external_ips=True, load_balancer=True, load_balancer_class=""),
     ttl=10,
+    firewall="iptables",
     fwchain="KUBE-PUBLIC",
-    fwmark=1,
+    fwmark=FwMark(1),
     driver=True,
     reconnect_interval=5.0,
     probe_wait=0.03,
@@ -47,9 +54,14 @@ CHOSEN = Settings(
     kubeconfig=None,
     context="admin@kube",
     kube_api="v1beta1",
-    etcd_endpoints=("http://a:2379", "http://b:4001"),
+    etcd_endpoints=("https://a:2379", "http://b:4001"),
     etcd_prefix="/some/where",
     etcd_is_given=True,
+    etcd_ca="/etc/kiwi/ca.pem",
+    etcd_cert="/etc/kiwi/agent.pem",
+    etcd_key="/etc/kiwi/agent.key",
+    etcd_user="agent",
+    etcd_password_file="/etc/kiwi/password",
     store="memory",
     lease_namespace="public-ips",
     agent_id="one",
@@ -57,8 +69,9 @@ CHOSEN = Settings(
     node_given=True,
     sources=Sources(external_ips=False, load_balancer=True, load_balancer_class="example.com/internal-vip"),
     ttl=3,
+    firewall="nftables",
     fwchain="PUBLIC",
-    fwmark=0x100,
+    fwmark=FwMark(0x100, 0xFF00),
     driver=False,
     reconnect_interval=0.5,
     probe_wait=0.1,
@@ -72,8 +85,13 @@ OPTIONS: dict[str, Any] = {
     "kube-endpoint": "https://kube:8001/",
     "context": "admin@kube",
     "kube-api": "v1beta1",
-    "etcd-endpoint": ["http://a:2379", "http://b:4001/"],
+    "etcd-endpoint": ["https://a:2379", "http://b:4001/"],
     "etcd-prefix": "/some/where/",
+    "etcd-ca": "/etc/kiwi/ca.pem",
+    "etcd-cert": "/etc/kiwi/agent.pem",
+    "etcd-key": "/etc/kiwi/agent.key",
+    "etcd-user": "agent",
+    "etcd-password-file": "/etc/kiwi/password",
     "store": "memory",
     "lease-namespace": "public-ips",
     "agent-id": "one",
@@ -81,8 +99,9 @@ OPTIONS: dict[str, Any] = {
     "sources": "loadBalancer",
     "load-balancer-class": "example.com/internal-vip",
     "ttl": "3",
+    "firewall": "nftables",
     "fwchain": "PUBLIC",
-    "fwmark": "0x100",
+    "fwmark": "0x100/0xff00",
     "no-driver": 1,
     "reconnect-interval": "0.5",
     "probe-wait": "100",
@@ -165,12 +184,17 @@ class SettingsTests(SynchronousTestCase):
             ("kube-endpoint", "http://kube:0"): "its port is not between 1 and 65535",
             ("kube-endpoint", "kube:8080"): "give https://HOST:PORT or http://HOST:PORT",
             ("kube-endpoint", "http://[kube]"): "give https://HOST:PORT or http://HOST:PORT",
-            ("etcd-endpoint", "https://etcd"): "give http://HOST:PORT",
-            ("etcd-endpoint", "http://"): "give http://HOST:PORT",
-            ("etcd-endpoint", "http://a b"): "give http://HOST:PORT",
-            ("etcd-endpoint", "http://user@a"): "nothing behind it",
+            ("etcd-endpoint", "etcd://etcd"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "http://"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "http://a b"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "http://a/?b"): "nothing behind it",
+            ("etcd-cert", "a.pem"): "give --etcd-key FILE, which may be the same file, as well",
+            ("etcd-key", "a.key"): "give --etcd-cert FILE, which may be the same file, as well",
+            ("etcd-user", "agent"): "give --etcd-password-file FILE (or the variable KIWI_ETCD_PASSWORD) as well",
+            ("etcd-password-file", "secret"): "give --etcd-user NAME as well",
+            ("etcd-ca", "ca.pem"): "it is for https, and etcd is at http://localhost:2379; give --etcd-endpoint https:",
             ("kube-api", "v2"): "give one of auto, v1, v1beta3, v1beta1",
-            ("store", "etcd4"): "give one of auto, kubernetes, etcd2, memory",
+            ("store", "etcd4"): "give one of auto, kubernetes, etcd2, etcd3, memory",
             ("etcd-prefix", "kiwi"): "give a path such as /kiwi",
             ("etcd-prefix", "/a/../b"): "give a path such as /kiwi",
             ("agent-id", "a b"): "letters, digits",
@@ -189,6 +213,11 @@ class SettingsTests(SynchronousTestCase):
             ("fwchain", "PREROUTING"): "and no name of iptables' own",
             ("fwmark", "0"): "give a number from 1 to 0xffffffff",
             ("fwmark", "0x100000000"): "give a number from 1 to 0xffffffff",
+            ("fwmark", "0/0xff"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "1/2/3"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "1/"): "give a number from 1 to 0xffffffff, or a mark and the bits that it sets",
+            ("fwmark", "0x101/0xff00"): "the value 0x101 has bits outside of the mask 0xff00",
+            ("firewall", "ufw"): "give one of iptables, nftables, none",
             ("reconnect-interval", "0"): "give seconds, from 0.1 to 3600",
             ("probe-wait", "2000"): "give milliseconds, from 0 (do not ask) to 1000",
             ("reconnect-interval", "nan"): "give seconds, from 0.1 to 3600",
@@ -199,12 +228,65 @@ class SettingsTests(SynchronousTestCase):
             self.assertTrue(str(error).startswith(f"--{name}: {value!r}: "), error)
             self.assertIn(advice, str(error))
 
+    def test_chain_of_nftables(self) -> None:
+        """With nftables, a chain has a name that nft can read."""
+        for name in ("1st", "A:B"):
+            self.assertEqual(settings({"fwchain": name}, {}, "node-1").fwchain, name)
+            error = self.assertRaises(BadSetting, settings, {"fwchain": name, "firewall": "nftables"}, {}, "node-1")
+            self.assertIn("give a name without colons that does not begin with a digit", str(error))
+        self.assertRaises(BadSetting, settings, {"fwchain": "X" * 29, "firewall": "nftables"}, {}, "node-1")
+
     def test_mistakes_in_environment(self) -> None:
         """A mistake in a variable is told with the variable's name."""
         error = self.assertRaises(BadSetting, settings, {}, {"KIWI_TTL": "2"}, "node-1")
         self.assertTrue(str(error).startswith("KIWI_TTL: '2': "), error)
         error = self.assertRaises(BadSetting, settings, {}, {"KIWI_NO_DRIVER": "maybe"}, "node-1")
         self.assertEqual(str(error), "KIWI_NO_DRIVER: 'maybe': give 1 for yes or 0 for no")
+
+    def test_certificate(self) -> None:
+        """A certificate for etcd has a key, which may be in the same file, and is for https."""
+        chosen = settings(
+            {"etcd-endpoint": ["https://etcd:2379"], "etcd-cert": "agent.pem", "etcd-key": "agent.pem"}, {}, "node-1"
+        )
+        self.assertEqual((chosen.etcd_cert, chosen.etcd_key, chosen.etcd_is_given), ("agent.pem", "agent.pem", True))
+        error = self.assertRaises(BadSetting, settings, {"etcd-cert": "a", "etcd-key": "a"}, {}, "node-1")
+        self.assertIn("--etcd-cert: 'a': it is for https", str(error))
+
+    def test_user(self) -> None:
+        """A user of etcd has a password, from a file or from the environment, and is no user without one."""
+        password = {"KIWI_ETCD_PASSWORD": "s3cret"}
+        chosen = settings({"etcd-user": "agent"}, password, "node-1")
+        self.assertEqual(chosen, evolve(DEFAULTS, etcd_user="agent", etcd_is_given=True))
+        for options, advice in (
+            ({}, "KIWI_ETCD_PASSWORD: give --etcd-user NAME as well"),
+            (
+                {"etcd-user": "agent", "etcd-password-file": "f"},
+                "--etcd-password-file: 'f': the variable KIWI_ETCD_PASSWORD is there as well; give one of them",
+            ),
+            (
+                {"etcd-user": "a:b"},
+                "--etcd-user: 'a:b': give the name of a user of etcd: printable characters, and no colon",
+            ),
+        ):
+            self.assertEqual(str(self.assertRaises(BadSetting, settings, options, password, "node-1")), advice)
+
+    def test_credentials_in_urls(self) -> None:
+        """A URL has no name and no password in it; who gives one is told what to give, and it is not shown again."""
+        for options, environment, message in (
+            ({"etcd-endpoint": ["https://a:2379", "https://agent:s3cret@b:2379"]}, {}, "--etcd-endpoint: '...@b:2379'"),
+            ({}, {"KIWI_ETCD_ENDPOINT": "https://agent:s3,s3cret@b"}, "KIWI_ETCD_ENDPOINT: '...@b'"),
+        ):
+            self.assertEqual(
+                str(self.assertRaises(BadSetting, settings, options, environment, "node-1")),
+                f"{message}: a URL may not have a name or a password in it; give --etcd-user NAME and "
+                "--etcd-password-file FILE instead",
+            )
+        error = self.assertRaises(BadSetting, settings, {"kube-endpoint": "http://agent:s3cret@kube"}, {}, "node-1")
+        self.assertEqual(
+            str(error),
+            "--kube-endpoint: '...@kube': a URL may not have a name or a password in it; give --kubeconfig FILE, which "
+            "may have them, instead",
+        )
 
     def test_kubeconfig(self) -> None:
         """A kubeconfig is an option, too, and in place of an endpoint: who gives both is told which."""

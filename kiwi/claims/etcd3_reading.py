@@ -236,6 +236,12 @@ def read_answer(response: Response) -> Mapping[str, Any] | Refusal:
                 return result
     if response.status == 404:
         raise Malformed("status 404: it has no v3 API in JSON; give an etcd 3.4 to 3.6 with its gRPC gateway")
+    if response.status == 400 and b"CommonName" in response.body:
+        # Seen with 3.4 and 3.5 where both --client-cert-auth and authentication are on.
+        raise Malformed(
+            "status 400: where there are users, API v3 takes no client certificate with a common name (CN); "
+            "give --etcd-cert without one"
+        )
     raise Malformed("an answer that is no JSON object" if response.status == 200 else f"status {response.status}")
 
 

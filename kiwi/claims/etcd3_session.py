@@ -168,7 +168,7 @@ class OwnSession:
             # See Note [A leader of the past].
             return None
         self.own = evolve(self.own, sent=sent)
-        return Granted(sent)
+        return Granted(sent, str(own.lease))
 
     def _other(self, beat: Beat, own: Own, there: KeyValue | None) -> Answer | None:
         """What it means that the record is not as it was left: C{None} to go on with it, or without it."""
@@ -211,7 +211,7 @@ class OwnSession:
         if there is not None:
             self.former.add(there.lease)
         self.own = Own(granted.id, said.created, said.modified, record, sent)
-        return Granted(sent)
+        return Granted(sent, str(granted.id))
 
     async def _put(self, record: AgentRecord, lease: int, over: Own, deadline: float) -> _Put | _Other:
         """Write the record, over one of its states or as a new one."""

@@ -185,7 +185,7 @@ class OwnSession:
         if (number(said.identity.version) or known + 1) <= known:
             return self.forgotten()
         self.own = Own(said, sent)
-        return Granted(sent)
+        return Granted(sent, said.identity.uid)
 
     # The end.
 

@@ -1,5 +1,5 @@
 """
-The addresses of one interface, over rtnetlink.
+The addresses of some interfaces, over rtnetlink.
 
 Every call opens a socket of its own (10 microseconds), so it acts on the network namespace of the thread that makes it
 and has no broken socket to mend. The few messages needed are written and read here with L{struct}, because a codec for
@@ -14,10 +14,11 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv4Interface
+from functools import lru_cache
+from ipaddress import IPv4Interface, IPv6Interface
 from math import ceil, floor, inf
 from time import sleep
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from pyroute2.netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    NLMSG_NOOP,
     SOL_NETLINK,
 )
 from pyroute2.netlink.rtnl import (
@@ -49,9 +51,10 @@ from pyroute2.netlink.rtnl import (
 )
 from zope.interface import implementer
 
-from kiwi.model import Assignment, Host, Link, ipv4
+from kiwi.model import Address, Assignment, Configured, Host, Link, ip
 
 from .interface import Assigned, IAddresses, NetworkError, Unassigned
+from .netlink import ATTRIBUTE, CAP_ACK, HEADER, attribute, attributes, refusal, split
 
 # Note [Whose address is it]
 # The kernel replaces an address if its number and its prefix are the same. It does not compare labels: a replace of an
@@ -59,10 +62,14 @@ from .interface import Assigned, IAddresses, NetworkError, Unassigned
 # every assignment begins with a dump, and only what bears our tag there is replaced. All else is created with
 # NLM_F_EXCL, which the kernel refuses if it is there by now; then the dump is made anew. What is left is the time
 # between dump and replace, some milliseconds, in which somebody would have to delete our address by hand and configure
-# the very same one. Deletions carry our label, and that the kernel does compare.
+# the very same one. Deletions carry our label, and that the kernel does compare. IPv6 has no labels: there, that time
+# is left between dump and deletion, too.
 #
 # Whoever changes the lifetime of our address by hand mostly leaves its protocol out, and then the kernel forgets it. An
 # address with our label and no protocol is therefore ours if this process has put it there and it has been there since.
+# So is one of IPv6. On a kernel that keeps no protocols that is all there is to know an IPv6 address by: what an
+# earlier life of this agent has left is somebody else's to read, and told as unclear; who knows that the claim is ours
+# may assign it, and that replaces it.
 
 # Note [A kernel that takes its time]
 # A lifetime is relative: it runs from the moment when the kernel acts. If the process is stopped between the reading of
@@ -76,6 +83,26 @@ from .interface import Assigned, IAddresses, NetworkError, Unassigned
 # lifetime of 19 s was seen to go 1.95 s late. But the kernel looks when the preferred lifetime ends, too, and then sets
 # the timer anew for what is left, which is little. What that lifetime says means nothing for IPv4. There must be more
 # than the least time between two looks (1 s) and the lateness of the first one in between.
+
+# Note [Never a source]
+# In IPv6 the preferred lifetime does mean something: a host takes a preferred address as the source of its own
+# connections, and of several the one that is most like the destination, over the whole of its prefix (RFC 6724,
+# section 5). With a prefix of 128 bits that would often be a public address, and what the host had opened would break
+# when the address moves on. So the preferred lifetime of ours is 0 from the start; a deprecated address is taken for
+# the source only where there is no other, and answers as any other does.
+#
+# Then the kernel looks but once, and is late by up to an eighth of the time. Of the time that is left until an address
+# must be gone, the lifetime is therefore eight ninths. That costs a ninth of it where claims cannot be confirmed, and
+# nothing else. (To ask the kernel how coarse it is, and shorten by just that, would shorten by leaps; and what is to
+# end some seconds before something else could end with it. See Note [Written together] in L{kiwi.planning}.) To those
+# who ask, an address lasts until the time that it was asked for.
+
+# Note [Groups of solicited nodes]
+# Each IPv6 address brings a multicast group with it (RFC 4291, section 2.7.1), and whenever one address is written, the
+# kernel goes through all groups of the interface (C{ipv6_mc_up} in C{net/ipv6/mcast.c}, which C{ipv6_find_idev} calls),
+# 0.28 microseconds for each. So to write a thousand takes 0.3 s, and five thousand 8 s, for a kernel that needs 10
+# microseconds for one. Addresses that are written within 20 ms go together; of more than two hundred, the last ones
+# miss the pass that takes the first ones away, and go with the next one, a second later. That second is provided for.
 
 LABEL_SUFFIX = ":kube"
 LABEL_SIZE = 15
@@ -96,19 +123,19 @@ C{pkg/controllers/proxy}. That an address is there does not say that this host c
 
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _ARPHRD_ETHER = 1
+_IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE, _IFA_F_NOPREFIXROUTE = 0x2, 0x8, 0x40, 0x200
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_EXT_MASK, _IFLA_CARRIER_CHANGES = 1, 3, 29, 35
 _RTEXT_FILTER_SKIP_STATS = 8
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_PROTO = 1, 2, 3, 6, 11
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 6, 8, 11
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 4, 5, 6, 9
-_NLMSGERR_ATTR_MSG = 1
-_NETLINK_CAP_ACK = 10
-_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _FOREVER = 0xFFFFFFFF
-_NO_LIFETIME = b"\xff" * 16
+_SIZES: Mapping[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
+"""Bytes in an address of each family."""
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
+_FAMILIES = tuple(_SIZES)
+
+_WORD = struct.Struct("=I")
 _IFADDRMSG = struct.Struct("=BBBBI")
 _IFINFOMSG = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -116,6 +143,15 @@ _NEXT_HOP = struct.Struct("=HBBi")
 
 _BATCH = 100
 """Messages in one datagram, so that the answers to all of them fit in a receive buffer of the default size."""
+
+_NEVER = _WORD.pack(_FOREVER)
+_CACHEINFO = ATTRIBUTE.pack(20, _IFA_CACHEINFO)
+_SEQUENCE = [_WORD.pack(number) for number in range(_BATCH)]
+_END = HEADER.pack(HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, _BATCH, 0)
+"""A message that asks for nothing, and is acknowledged when all before it in the datagram was done."""
+
+_GROUPS_WRITTEN_TOGETHER, _NEXT_PASS = 200, 1.0
+"""See Note [Groups of solicited nodes]. Addresses, and seconds."""
 
 _ROUNDS = 5
 """How often an assignment is begun anew because the host changed meanwhile."""
@@ -154,51 +190,66 @@ def can_administer(status: str = "/proc/self/status") -> bool:
     return effective & needed == needed
 
 
-def interface_exists(name: str) -> bool:
-    """Whether there is such an interface in this network namespace."""
-    try:
-        socket.if_nametoindex(name)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def default_interface() -> str | None:
-    """The interface of the default route with the lowest metric, if there is one. Raises L{NetworkError}."""
+    """
+    The interface of the default route with the lowest metric, if there is one: of IPv4, and only without that of IPv6.
+    Raises L{NetworkError}.
+    """
     with _rtnetlink("reading the default routes") as kernel:
-        best = min(kernel.default_routes(), key=lambda route: route.metric, default=None)
-        if best is None or best.interface is None:
-            return None
-        return socket.if_indextoname(best.interface)
+        for family in _FAMILIES:
+            best = min(kernel.default_routes(family), key=lambda route: route.metric, default=None)
+            if best is not None and best.interface is not None:
+                return socket.if_indextoname(best.interface)
+    return None
 
 
 def preferred_lifetime(seconds: int) -> int:
-    """The preferred lifetime that makes the kernel punctual with a valid one. See Note [Two looks at the clock]."""
+    """
+    The preferred lifetime that makes the kernel punctual with a valid one of IPv4. See Note [Two looks at the clock].
+    """
     if seconds < 3 or seconds == _FOREVER:
         return seconds
     return seconds - (2 if seconds <= 16 else ceil(seconds / 8 + 1.5))
 
 
-class Configured(NamedTuple):
+def punctual_lifetime(left: float, together: int) -> float:
     """
-    One IPv4 address of the host, as the kernel tells it.
+    The lifetime of an IPv6 address that must be gone in so many seconds. See Note [Never a source] and Note [Groups of
+    solicited nodes].
 
-    @ivar link: the index of its interface.
-    @ivar local: its four bytes.
-    @ivar protocol: who configured it; 0 where the kernel does not tell.
-    @ivar lifetime: whole seconds that are left, rounded up; C{None} where it is permanent.
+    @param together: how many IPv6 addresses there are.
+    """
+    left -= _NEXT_PASS if together > _GROUPS_WRITTEN_TOGETHER else 0
+    return min(left, (left + 0.25) * 8 / 9)
+
+
+class Traits(NamedTuple):
+    """
+    What many addresses of a host have in common, as the kernel tells it.
+
+    @ivar link: the index of their interface.
+    @ivar protocol: who configured them; 0 where the kernel does not tell.
+    @ivar flags: C{IFA_F_...} in C{linux/if_addr.h}.
     """
 
     link: int
-    local: bytes
+    family: int
     prefix: int
     label: bytes
     protocol: int
-    lifetime: int | None
+    flags: int
 
     @property
-    def interface(self) -> IPv4Interface:
-        return IPv4Interface((self.local, self.prefix))
+    def is_single(self) -> bool:
+        """The prefix is the whole address."""
+        return self.prefix == _SIZES[self.family] * 8
+
+    @property
+    def is_usable(self) -> bool:
+        """It answers: no other machine on the link was found to have it, nor is that still being asked."""
+        if self.flags & _IFA_F_NODAD:
+            return not self.flags & _IFA_F_DADFAILED
+        return not self.flags & (_IFA_F_DADFAILED | _IFA_F_TENTATIVE)
 
 
 class DefaultRoute(NamedTuple):
@@ -209,45 +260,70 @@ class DefaultRoute(NamedTuple):
     """
 
     interface: int | None
-    gateways: frozenset[IPv4Address]
+    gateways: frozenset[Address]
     metric: int
 
 
-def _attributes(message: bytes, start: int) -> dict[int, bytes]:
-    """The whole attributes in a message from C{start} to its end, by type."""
-    found = {}
-    while start + 4 <= len(message):
-        size, kind = _ATTRIBUTE.unpack_from(message, start)
-        if size < 4 or start + size > len(message):
-            break
-        found[kind & 0x3FFF] = message[start + 4 : start + size]
-        start += (size + 3) & ~3
-    return found
+def decode_address(message: bytes) -> tuple[Traits, bytes, int | None] | None:
+    """
+    Read a C{RTM_NEWADDR} message, without its netlink header.
 
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def decode_address(message: bytes) -> Configured:
-    """Read a C{RTM_NEWADDR} message of family C{AF_INET}, without its netlink header."""
-    _, prefix, _, _, index = _IFADDRMSG.unpack_from(message)
-    found = _attributes(message, _IFADDRMSG.size)
-    _, valid = struct.unpack_from("=II", found.get(_IFA_CACHEINFO, _NO_LIFETIME))
-    return Configured(
+    @return: what it has in common with others; its four or sixteen bytes; and the whole seconds that are left, rounded
+        up, or C{None} where it is permanent. C{None} for what is no IP address.
+    """
+    family, prefix, flags, _, index = _IFADDRMSG.unpack_from(message)
+    found = attributes(message, _IFADDRMSG.size)
+    local = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS) or b""
+    if len(local) != _SIZES.get(family) or prefix > 8 * len(local):
+        return None
+    traits = Traits(
         index,
-        found.get(_IFA_LOCAL) or found[_IFA_ADDRESS],
+        family,
         prefix,
         found.get(_IFA_LABEL, b"").rstrip(b"\0"),
         found.get(_IFA_PROTO, b"\0")[0],
-        None if valid == _FOREVER else valid,
+        _number(found.get(_IFA_FLAGS)) or flags,
     )
+    valid = _number(found.get(_IFA_CACHEINFO, b"")[4:8])
+    return traits, local, None if valid == _FOREVER else valid
+
+
+def decode_addresses(messages: Iterable[bytes]) -> dict[Traits, dict[bytes, int | None]]:
+    """
+    Read many such messages: the lifetimes of addresses, by what these have in common.
+
+    Messages that are the same but for address and lifetime are read as the first one of them was.
+    """
+    found: dict[Traits, dict[bytes, int | None]] = {}
+    alike: dict[bytes, dict[bytes, int | None]] = {}
+    for message in messages:
+        if message[0] == socket.AF_INET6:
+            frame, local, valid = message[:12] + message[28:32] + message[48:], message[12:28], message[36:40]
+        else:
+            frame, local, valid = message[:12] + message[16:20] + message[24:-16], message[12:16], message[-12:-8]
+        lifetimes = alike.get(frame)
+        if lifetimes is not None:
+            lifetimes[local] = None if valid == _NEVER else _WORD.unpack(valid)[0]
+        elif (address := decode_address(message)) is not None:
+            lifetimes = found.setdefault(address[0], {})
+            lifetimes[address[1]] = address[2]
+            if _is_laid_out(message, address[1]):
+                alike[frame] = lifetimes
+    return found
+
+
+def _is_laid_out(message: bytes, local: bytes) -> bool:
+    """Whether address and lifetime are where the kernel puts them in the messages about most addresses."""
+    if len(local) == 16:
+        return message[8:12] == ATTRIBUTE.pack(20, _IFA_ADDRESS) and message[28:32] == _CACHEINFO
+    heads = [ATTRIBUTE.pack(8, kind) for kind in (_IFA_ADDRESS, _IFA_LOCAL)]
+    return [message[8:12], message[16:20], message[20:24], message[-20:-16]] == [*heads, local, _CACHEINFO]
 
 
 def decode_link(message: bytes) -> Link:
     """Read a C{RTM_NEWLINK} message, without its netlink header."""
     _, kind, index, flags, _ = _IFINFOMSG.unpack_from(message)
-    found = _attributes(message, _IFINFOMSG.size)
+    found = attributes(message, _IFINFOMSG.size)
     return Link(
         index,
         os.fsdecode(found[_IFLA_IFNAME].rstrip(b"\0")),
@@ -259,81 +335,89 @@ def decode_link(message: bytes) -> Link:
 
 def decode_default_route(message: bytes) -> DefaultRoute | None:
     """
-    Read a C{RTM_NEWROUTE} message of family C{AF_INET}, without its netlink header.
+    Read a C{RTM_NEWROUTE} message, without its netlink header.
 
     @return: C{None} where it is not a unicast default route of the main table.
     """
     _, size, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(message)
     if (size, table, kind) != (0, _RT_TABLE_MAIN, _RTN_UNICAST):
         return None
-    found = _attributes(message, _RTMSG.size)
+    found = attributes(message, _RTMSG.size)
     hops = [(_number(found.get(_RTA_OIF)), found.get(_RTA_GATEWAY))]
     several = found.get(_RTA_MULTIPATH, b"")
     while len(several) >= _NEXT_HOP.size:
         length, _, _, index = _NEXT_HOP.unpack_from(several)
         if length < _NEXT_HOP.size:
             break
-        hops.append((index, _attributes(several[:length], _NEXT_HOP.size).get(_RTA_GATEWAY)))
+        hops.append((index, attributes(several[:length], _NEXT_HOP.size).get(_RTA_GATEWAY)))
         several = several[(length + 3) & ~3 :]
     return DefaultRoute(
         next((index for index, _ in hops if index is not None), None),
-        frozenset(ipv4(gateway) for _, gateway in hops if gateway is not None),
+        frozenset(ip(gateway) for _, gateway in hops if gateway is not None),
         _number(found.get(_RTA_PRIORITY)) or 0,
     )
 
 
 def _number(value: bytes | None) -> int | None:
-    return None if value is None else int(struct.unpack("=I", value)[0])
+    return int(_WORD.unpack(value)[0]) if value is not None and len(value) == _WORD.size else None
 
 
 @frozen
 class AddressWriter:
     """
-    Writes the messages about our addresses on one interface. A message carries every attribute each time: a replace
+    Writes the messages about our addresses of one family. A message carries every attribute each time: a replace
     without lifetimes makes an address permanent, and one without the protocol takes that away.
+
+    Most of a message is the same for many addresses, and written once for all of them.
+
+    @ivar label: of our addresses on one interface; IPv6 has none.
     """
 
-    label: bytes
-    _new: struct.Struct = field(init=False)
-    _deleted: struct.Struct = field(init=False)
+    family: int
+    label: bytes = b""
 
-    @_new.default
-    def _lay_out_new(self) -> struct.Struct:
-        return struct.Struct(f"=IHHII BBBBI HH4s HH4s HH{self._padded}s HHBxxx HHIIII")
+    def new(self, flags: int, index: int, seconds: int) -> Writer:
+        """
+        Create or replace addresses whose prefix is their whole length, to be removed by the kernel in so many whole
+        seconds. No IPv6 address is asked for on the link, for that was done; nor does it get a route for its prefix,
+        which would stay behind.
+        """
+        flags_and_label, preferred = attribute(_IFA_LABEL, self.label + b"\0"), preferred_lifetime(seconds)
+        if self.family == socket.AF_INET6:
+            flags_and_label, preferred = attribute(_IFA_FLAGS, _WORD.pack(_IFA_F_NODAD | _IFA_F_NOPREFIXROUTE)), 0
+        lifetimes = struct.pack("=IIII", preferred, seconds, 0, 0)
+        rest = flags_and_label + attribute(_IFA_PROTO, bytes([PROTOCOL])) + _CACHEINFO + lifetimes
+        return self._writer(RTM_NEWADDR, flags, index, rest)
 
-    @_deleted.default
-    def _lay_out_deleted(self) -> struct.Struct:
-        return struct.Struct(f"=IHHII BBBBI HH4s HH4s HH{self._padded}s")
+    def deleted(self, flags: int, index: int) -> Writer:
+        """Delete such addresses; of IPv4, if they have our label."""
+        label = b"" if self.family == socket.AF_INET6 else attribute(_IFA_LABEL, self.label + b"\0")
+        return self._writer(RTM_DELADDR, flags, index, label)
 
-    @property
-    def _padded(self) -> int:
-        return (len(self.label) + 1 + 3) & ~3
-
-    def new(self, flags: int, sequence: int, index: int, local: bytes, seconds: int) -> bytes:
-        """Create or replace C{local}/32, to be removed by the kernel in so many whole seconds."""
-        # fmt: off
-        return self._new.pack(
-            self._new.size, RTM_NEWADDR, NLM_F_REQUEST | flags, sequence, 0,
-            socket.AF_INET, 32, 0, 0, index,
-            8, _IFA_LOCAL, local,
-            8, _IFA_ADDRESS, local,
-            4 + len(self.label) + 1, _IFA_LABEL, self.label,
-            5, _IFA_PROTO, PROTOCOL,
-            20, _IFA_CACHEINFO, preferred_lifetime(seconds), seconds, 0, 0,
+    def _writer(self, kind: int, flags: int, index: int, rest: bytes) -> Writer:
+        size = _SIZES[self.family]
+        length = HEADER.size + _IFADDRMSG.size + 2 * (ATTRIBUTE.size + size) + len(rest)
+        header = HEADER.pack(length, kind, NLM_F_REQUEST | flags, 0, 0)
+        head = _WORD.pack(0) + _IFADDRMSG.pack(self.family, 8 * size, 0, 0, index)
+        return Writer(
+            header[:8],
+            head + ATTRIBUTE.pack(4 + size, _IFA_LOCAL),
+            ATTRIBUTE.pack(4 + size, _IFA_ADDRESS),
+            rest,
         )
-        # fmt: on
 
-    def deleted(self, flags: int, sequence: int, index: int, local: bytes) -> bytes:
-        """Delete C{local}/32, if it has our label."""
-        # fmt: off
-        return self._deleted.pack(
-            self._deleted.size, RTM_DELADDR, NLM_F_REQUEST | flags, sequence, 0,
-            socket.AF_INET, 32, 0, 0, index,
-            8, _IFA_LOCAL, local,
-            8, _IFA_ADDRESS, local,
-            4 + len(self.label) + 1, _IFA_LABEL, self.label,
-        )
-        # fmt: on
+
+class Writer(NamedTuple):
+    """The parts of a message, without its sequence number and the address, which is in it twice."""
+
+    header: bytes
+    head: bytes
+    middle: bytes
+    rest: bytes
+
+    def write(self, number: int, local: bytes) -> tuple[bytes, ...]:
+        """The message with this sequence number, below C{_BATCH}, in parts."""
+        return self.header, _SEQUENCE[number], self.head, local, self.middle, local, self.rest
 
 
 @frozen
@@ -344,8 +428,8 @@ class _Kernel:
 
     def link(self, name: str) -> Link | None:
         """The interface of this name."""
-        body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
-        body += _attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
+        body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
+        body += attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
         self._send(RTM_GETLINK, 0, body)
         try:
             found = self._received(RTM_NEWLINK)
@@ -355,41 +439,41 @@ class _Kernel:
             return None
         return decode_link(found[0]) if found else None
 
-    def addresses(self) -> list[Configured]:
-        """Every IPv4 address of the host."""
-        request = _IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, 0)
-        return [decode_address(message) for message in self._dump(RTM_GETADDR, request, RTM_NEWADDR)]
+    def addresses(self) -> dict[Traits, dict[bytes, int | None]]:
+        """Every address of the host, as L{decode_addresses} tells it."""
+        request = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        return decode_addresses(self._dump(RTM_GETADDR, request, RTM_NEWADDR))
 
-    def default_routes(self) -> list[DefaultRoute]:
-        """Every IPv4 default route of the main table."""
-        # The kernel goes through the main table only (from 4.20 on; older ones tell all, and the decoder chooses).
-        request = _RTMSG.pack(socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
+    def default_routes(self, family: int) -> list[DefaultRoute]:
+        """Every default route of a family in the main table."""
+        # The kernel goes through the main table only (from 4.20 on; older ones tell all, and the decoder chooses). One
+        # that does not know the family tells the routes of all others.
+        request = _RTMSG.pack(family, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
         try:
-            found = [decode_default_route(message) for message in self._dump(RTM_GETROUTE, request, RTM_NEWROUTE)]
+            messages = self._dump(RTM_GETROUTE, request, RTM_NEWROUTE)
+            found = [decode_default_route(message) for message in messages if message[0] == family]
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
             return []  # There has never been a route in this table.
         return [route for route in found if route is not None]
 
-    def tell(self, messages: Sequence[bytes]) -> dict[int, tuple[int, str]]:
+    def tell(self, messages: Iterable[bytes]) -> dict[int, tuple[int, str]]:
         """
-        Send messages whose sequence numbers count from 0, of which the last, and only it, asks for an acknowledgement
-        (the kernel answers to the others only if it refuses them, and in order).
+        Send messages (whole, or in parts) with sequence numbers below C{_BATCH} that ask for no acknowledgement: the
+        kernel answers to them only if it refuses them.
 
         @return: the error and its text for each message that was refused.
         """
-        self._socket.sendall(b"".join(messages))
-        refused = {}
-        last = len(messages) - 1
+        self._socket.sendall(b"".join((*messages, _END)))
+        refused: dict[int, tuple[int, str]] = {}
         while True:
-            for kind, flags, sequence, message in _split(self._socket.recv(65536)):
+            for kind, flags, sequence, message in split(self._socket.recv(65536)):
                 if kind == NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", message)[0]
-                    if code:
-                        refused[sequence] = (code, _refusal(code, flags, message))
-                    if sequence == last:
+                    if sequence == _BATCH:
                         return refused
+                    code = -struct.unpack_from("=i", message)[0]
+                    refused[sequence] = (code, refusal(code, flags, message))
 
     def _dump(self, kind: int, request: bytes, wanted: int) -> list[bytes]:
         for dump in range(_DUMPS):
@@ -401,7 +485,7 @@ class _Kernel:
         raise OSError(errno.EAGAIN, "they kept changing while the kernel told about them")
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body)
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body)
 
     def _received(self, wanted: int) -> list[bytes] | None:
         """
@@ -411,7 +495,7 @@ class _Kernel:
         found = []
         interrupted = False
         while True:
-            for kind, flags, _, message in _split(self._socket.recv(65536)):
+            for kind, flags, _, message in split(self._socket.recv(65536)):
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == wanted:
                     found.append(message)
@@ -422,35 +506,13 @@ class _Kernel:
                     return None if interrupted else found
 
 
-def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The messages of a datagram: type, flags, sequence number, and what follows the header."""
-    start = 0
-    while start + _HEADER.size <= len(datagram):
-        size, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, start)
-        if size < _HEADER.size:
-            break
-        yield kind, flags, sequence, datagram[start + _HEADER.size : start + size]
-        start += (size + 3) & ~3
-
-
-def _refusal(code: int, flags: int, message: bytes) -> str:
-    """The text of an C{NLMSG_ERROR}: the error's own, and what the kernel adds to it where it does."""
-    text = os.strerror(code)
-    if flags & _NLM_F_ACK_TLVS:
-        request = _HEADER.size if flags & _NLM_F_CAPPED else _HEADER.unpack_from(message, 4)[0]
-        more = _attributes(message, 4 + ((request + 3) & ~3)).get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0")
-        if more:
-            text += f" ({ascii(more.decode('utf-8', 'replace'))[1:-1]})"
-    return text
-
-
 @contextmanager
 def _rtnetlink(asked: str) -> Iterator[_Kernel]:
     """Talk with the kernel of this thread's network namespace; turn what it refuses into L{NetworkError}."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as route:
             route.settimeout(_PATIENCE)
-            for option in (NETLINK_EXT_ACK, _NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
+            for option in (NETLINK_EXT_ACK, CAP_ACK, NETLINK_GET_STRICT_CHK):
                 # An older kernel lacks some. Its answers are longer or less friendly then, and mean the same.
                 with suppress(OSError):
                     route.setsockopt(SOL_NETLINK, option, 1)
@@ -463,43 +525,63 @@ def _rtnetlink(asked: str) -> Iterator[_Kernel]:
 
 @frozen
 class _Present:
-    """What is on the host at the moment of a dump. Addresses are bytes here, which hash in a tenth of the time."""
+    """
+    What is on the host at the moment of a dump. Addresses are bytes here, which hash in a tenth of the time.
 
-    link: Link | None
-    ours: Mapping[bytes, int | None]
-    others: Sequence[Configured]
+    @ivar links: our interfaces, by name, but for those that do not exist.
+    @ivar ours: our addresses on each of these, and the seconds that are left.
+    @ivar spoiled: those of ours that do not answer.
+    @ivar others: what somebody else configured: the index of the interface, address and prefix.
+    @ivar unclear: see L{Host}.
+    @ivar together: how many IPv6 addresses there are.
+    """
+
+    links: Mapping[str, Link]
+    ours: Mapping[str, dict[bytes, int | None]]
+    spoiled: Mapping[str, set[bytes]]
+    others: Sequence[tuple[int, bytes, int]]
+    unclear: Mapping[str, set[bytes]]
+    together: int
+
+    def tagged(self, name: str) -> AbstractSet[bytes]:
+        """All of ours on an interface, whether they answer or not."""
+        return self.ours[name].keys() | self.spoiled[name]
+
+
+@frozen
+class _Written:
+    """
+    What this process knows of an address that it has put on an interface.
+
+    @ivar spare: so many seconds before it must be gone, its lifetime ends. See Note [Never a source].
+    """
+
+    interface: str
+    spare: float
 
 
 @implementer(IAddresses)
 @frozen
 class NetlinkAddresses:
     """
-    The addresses of an interface in the network namespace of the calling thread.
+    The addresses of some interfaces in the network namespace of the calling thread.
 
-    Ours are those on this interface with our label, and with our protocol number too where the kernel keeps it. An
-    address that bears the tag on another interface is somebody else's. See Note [Whose address is it]. Those on
-    L{PROXY_INTERFACES} are as none.
+    Ours are those on these interfaces with a prefix of their whole length and our label, which IPv6 does not have; and
+    with our protocol number too where the kernel keeps it. An address that bears the tag on another interface is
+    somebody else's. See Note [Whose address is it]. Those on L{PROXY_INTERFACES} are as none. So are those of ours that
+    do not answer because another machine on the link was found to have them (RFC 4862, section 5.4): to assign one of
+    them is to begin anew.
 
-    The interface may come and go, and come back with another index.
+    The interfaces may come and go, and come back with another index.
 
     @ivar monotonic: the agent's monotonic clock, in seconds.
     @ivar release: the kernel's, as C{uname -r} has it.
     """
 
-    interface: str
+    interfaces: Sequence[str]
     monotonic: Callable[[], float]
     release: str = field(factory=lambda: os.uname().release)
-    _label: bytes = field(init=False)
-    _writer: AddressWriter = field(init=False)
-    _written: set[bytes] = field(factory=set, init=False)
-
-    @_label.default
-    def _label_for_interface(self) -> bytes:
-        return os.fsencode(label_for(self.interface))
-
-    @_writer.default
-    def _writer_for_label(self) -> AddressWriter:
-        return AddressWriter(self._label)
+    _written: dict[bytes, _Written] = field(factory=dict, init=False)
 
     def read(self) -> Host:
         """
@@ -509,182 +591,279 @@ class NetlinkAddresses:
         with _rtnetlink("reading the addresses") as kernel:
             now = self.monotonic()
             present = self._present(kernel)
-            gateways = [route.gateways for route in kernel.default_routes()]
-        index = None if present.link is None else present.link.index
+            gateways = [route.gateways for family in _FAMILIES for route in kernel.default_routes(family)]
+        assigned: dict[Address, float] = {}
+        where: dict[Address, str] = {}
+        for name, lifetimes in present.ours.items():
+            for local, left in lifetimes.items():
+                address, written = ip(local), self._written.get(local)
+                assigned[address] = inf if left is None else now + left + (written.spare if written else 0)
+                where[address] = name
         return Host(
-            present.link,
-            {ipv4(local): inf if left is None else now + left for local, left in present.ours.items()},
-            frozenset(other.interface for other in present.others if other.link == index),
-            frozenset(other.interface for other in present.others),
+            present.links,
+            assigned,
+            where,
+            {
+                name: frozenset(_configured(local, prefix) for at, local, prefix in present.others if at == link.index)
+                for name, link in present.links.items()
+            },
+            frozenset(_configured(local, prefix) for _, local, prefix in present.others),
             frozenset().union(*gateways),
+            frozenset(ip(local) for locals_ in present.unclear.values() for local in locals_),
         )
 
     def assign(self, assignments: AbstractSet[Assignment]) -> Assigned:
         """
-        Put these on the interface, or extend them. See Note [Whose address is it] and Note [A kernel that takes its
-        time].
+        Put these on their interfaces, or extend them. See Note [Whose address is it], Note [A kernel that takes its
+        time] and Note [Never a source].
 
-        Addresses whose lifetimes begin within 20 ms of each other are removed together by the kernel; a thousand take
-        less than that.
+        Addresses whose lifetimes begin within 20 ms of each other are removed together by the kernel; a thousand of
+        IPv4 take less than that. See Note [Groups of solicited nodes] for those of IPv6.
         """
-        work = _Assigning(self, {each.address.packed: each.expires for each in assignments})
+        work = _Assigning(self, assignments)
         try:
-            with _rtnetlink(f"assigning addresses on {self.interface}") as kernel:
+            with _rtnetlink(f"assigning addresses on {', '.join(self.interfaces)}") as kernel:
                 for _ in range(_ROUNDS):
                     if not work.wanted:
                         break
                     work.go(kernel, self._present(kernel))
                 else:
-                    work.give_up(kernel)
+                    work.give_up(kernel, self._links(kernel))
         except NetworkError as error:
             work.fail(list(work.wanted), str(error))
         return Assigned(
-            {ipv4(local): expires for local, expires in work.expires.items()},
-            {ipv4(local): reason for local, reason in work.failed.items()},
+            {ip(local): expires for local, expires in work.expires.items()},
+            {ip(local): reason for local, reason in work.failed.items()},
         )
 
-    def unassign(self, addresses: AbstractSet[IPv4Address]) -> Unassigned:
-        """Take these off the interface. See Note [Whose address is it]."""
-        failed: dict[IPv4Address, str] = {}
+    def unassign(self, addresses: AbstractSet[Address]) -> Unassigned:
+        """Take these off their interfaces. See Note [Whose address is it]."""
+        failed: dict[Address, str] = {}
         try:
-            with _rtnetlink(f"taking addresses off {self.interface}") as kernel:
+            with _rtnetlink(f"taking addresses off {', '.join(self.interfaces)}") as kernel:
                 present = self._present(kernel)
-                if present.link is not None:
-                    ours = sorted({address.packed for address in addresses} & present.ours.keys())
-                    refused = self._delete(kernel, present.link.index, ours)
-                    failed = {ipv4(local): reason for local, reason in refused.items()}
+                wanted = {_packed(address) for address in addresses}
+                for link in present.links.values():
+                    refused = self._delete(kernel, link, wanted & present.tagged(link.name))
+                    failed.update((ip(local), reason) for local, reason in refused.items())
         except NetworkError as error:
             failed = dict.fromkeys(addresses, str(error))
         return Unassigned(frozenset(addresses - failed.keys()), failed)
 
-    def _present(self, kernel: _Kernel) -> _Present:
-        link = kernel.link(self.interface)
-        configured = kernel.addresses()
-        proxies = {proxy.index for name in PROXY_INTERFACES if (proxy := kernel.link(name)) is not None}
-        tagged = knows_protocol(self.release) or any(address.protocol for address in configured)
-        tag = (None if link is None else link.index, 32, self._label)
-        ours: dict[bytes, int | None] = {}
-        others = []
-        for address in configured:
-            index, local, prefix, label, protocol, lifetime = address
-            forgotten = protocol == 0 and local in self._written
-            if (index, prefix, label) == tag and (protocol == PROTOCOL or not tagged or forgotten):
-                ours[local] = lifetime
-            elif index not in proxies:
-                others.append(address)
-        self._written.intersection_update(ours)
-        return _Present(link, ours, others)
+    def _links(self, kernel: _Kernel) -> dict[str, Link]:
+        return {name: link for name in self.interfaces if (link := kernel.link(name)) is not None}
 
-    def _delete(self, kernel: _Kernel, index: int, addresses: Sequence[bytes]) -> dict[bytes, str]:
+    def _present(self, kernel: _Kernel) -> _Present:
+        links = self._links(kernel)
+        names = {link.index: name for name, link in links.items()}
+        found = kernel.addresses()
+        proxies = {proxy.index for name in PROXY_INTERFACES if (proxy := kernel.link(name)) is not None}
+        tagged = knows_protocol(self.release) or any(traits.protocol for traits in found)
+        others: list[tuple[int, bytes, int]] = []
+        present = _Present(
+            links,
+            {name: {} for name in links},
+            {name: set() for name in links},
+            others,
+            {name: set() for name in links},
+            sum(len(lifetimes) for traits, lifetimes in found.items() if traits.family == socket.AF_INET6),
+        )
+        for traits, lifetimes in found.items():
+            name = names.get(traits.link)
+            ours: Mapping[bytes, int | None] = {}
+            if name is not None and traits.is_single and traits.label == _label(name, traits.family):
+                ours = self._ours(name, traits, lifetimes, tagged)
+                if traits.is_usable:
+                    present.ours[name].update(ours)
+                else:
+                    present.spoiled[name].update(ours)
+                if traits.family == socket.AF_INET6 and not tagged:
+                    theirs = lifetimes.keys() - ours.keys()
+                    present.unclear[name].update(local for local in theirs if lifetimes[local] is not None)
+            if traits.link not in proxies and len(ours) < len(lifetimes):
+                others += [(traits.link, local, traits.prefix) for local in lifetimes if local not in ours]
+        there = {name: present.tagged(name) for name in links}
+        for local in [a for a, written in self._written.items() if a not in there.get(written.interface, ())]:
+            del self._written[local]
+        return present
+
+    def _ours(
+        self, name: str, traits: Traits, lifetimes: Mapping[bytes, int | None], tagged: bool
+    ) -> Mapping[bytes, int | None]:
+        """Which addresses on one of our interfaces, with our label, are ours."""
+        if traits.protocol == PROTOCOL or (traits.family == socket.AF_INET and not tagged):
+            return lifetimes
+        if traits.protocol:
+            return {}
+        written = self._written
+        return {
+            local: left
+            for local, left in lifetimes.items()
+            if (known := written.get(local)) is not None and known.interface == name
+        }
+
+    def _delete(self, kernel: _Kernel, link: Link, addresses: Iterable[bytes]) -> dict[bytes, str]:
         """Delete addresses of ours; why each of those that stay does."""
         failed = {}
-        for batch in _batches(addresses):
-            refused = kernel.tell(
-                [
-                    self._writer.deleted(_flags(number, batch, 0), number, index, local)
-                    for number, local in enumerate(batch)
-                ]
-            )
+        for family, batch in _batches(addresses):
+            writer = AddressWriter(family, _label(link.name, family)).deleted(0, link.index)
+            refused = kernel.tell(part for number, local in enumerate(batch) for part in writer.write(number, local))
             for number, (code, reason) in refused.items():
                 if code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                     local = batch[number]
-                    failed[local] = f"deleting {ipv4(local)}/32 from {self.interface}: {reason}"
+                    failed[local] = f"deleting {ip(local)}/{8 * len(local)} from {link.name}: {reason}"
         return failed
 
 
-def _batches(addresses: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(addresses), _BATCH):
-        yield addresses[start : start + _BATCH]
+_packed = lru_cache(2**16)(lambda address: address.packed)
 
 
-def _flags(number: int, batch: Sequence[bytes], flags: int) -> int:
-    """The flags of one message of a batch: the last one is acknowledged."""
-    return flags | NLM_F_ACK if number == len(batch) - 1 else flags
+@lru_cache(2**12)
+def _configured(local: bytes, prefix: int) -> Configured:
+    return IPv4Interface((local, prefix)) if len(local) == 4 else IPv6Interface((local, prefix))
+
+
+@lru_cache(2**8)
+def _label(interface: str, family: int) -> bytes:
+    """The label of our addresses of a family; IPv6 has none."""
+    return os.fsencode(label_for(interface)) if family == socket.AF_INET else b""
+
+
+def _batches(addresses: Iterable[bytes]) -> Iterator[tuple[int, Sequence[bytes]]]:
+    """Addresses of one family that go in one datagram, each time, and the family."""
+    ordered = sorted(addresses)
+    for family, size in _SIZES.items():
+        those = [local for local in ordered if len(local) == size]
+        for start in range(0, len(those), _BATCH):
+            yield family, those[start : start + _BATCH]
+
+
+def _advice(code: int, family: int, interface: str) -> str:
+    """What to do about the kernel's refusal of an address, where that can be told."""
+    if family == socket.AF_INET6 and code == errno.EACCES:
+        return f"; set the sysctl net.ipv6.conf.{interface}.disable_ipv6 to 0"
+    if family == socket.AF_INET6 and code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+        return "; the host was started without IPv6"
+    return ""
 
 
 class _Assigning:
     """
     One assignment, from its first dump to its last answer.
 
-    @ivar wanted: what is still to be assigned, and until when it may be.
-    @ivar _overdue: what is on the interface by our doing and may outlive its time.
+    @ivar wanted: what is still to be assigned, where, and until when it may be.
+    @ivar _overdue: what is on an interface by our doing and may outlive its time.
     """
 
-    def __init__(self, addresses: NetlinkAddresses, wanted: Mapping[bytes, float]) -> None:
+    def __init__(self, addresses: NetlinkAddresses, assignments: Iterable[Assignment]) -> None:
         self._addresses = addresses
-        self._interface = addresses.interface
         self._clock = addresses.monotonic
-        self._writer = addresses._writer
-        self.wanted = dict(wanted)
+        self.wanted = {_packed(each.address): each for each in assignments}
         self.expires: dict[bytes, float] = {}
         self.failed: dict[bytes, str] = {}
-        self._overdue: set[bytes] = set()
+        self._overdue: dict[bytes, str] = {}
+        self._together = 0
 
-    def fail(self, addresses: Sequence[bytes], reason: str) -> None:
+    def fail(self, addresses: Iterable[bytes], reason: str) -> None:
         """Give these up."""
         for address in addresses:
-            del self.wanted[address]
-            self.failed[address] = reason
+            if self.wanted.pop(address, None) is not None:
+                self.failed[address] = reason
 
     def go(self, kernel: _Kernel, present: _Present) -> None:
         """Try all that is wanted once. What is wanted afterwards needs another look at the host."""
-        if present.link is None:
-            self.fail(list(self.wanted), f"the interface {self._interface} does not exist")
-            return
-        for theirs in present.others:
-            if theirs.local in self.wanted:
-                self.fail([theirs.local], f"somebody else configured {theirs.interface} on this host")
-        for batch in _batches(sorted(self.wanted)):
-            self._write(kernel, present.link.index, batch, present.ours)
-        self._remove_overdue(kernel, present.link.index)
+        self._refuse(present)
+        by_interface: dict[str, list[bytes]] = {}
+        for local, assignment in self.wanted.items():
+            by_interface.setdefault(assignment.interface, []).append(local)
+        more = sum(
+            1 for local, each in self.wanted.items() if len(local) == 16 and local not in present.ours[each.interface]
+        )
+        self._together = present.together + more
+        for name, addresses in by_interface.items():
+            link = present.links[name]
+            for local, reason in self._addresses._delete(
+                kernel, link, present.spoiled[name].intersection(addresses)
+            ).items():
+                self.fail([local], reason)
+            there = present.ours[name].keys() | present.unclear[name]
+            for family, batch in _batches(local for local in addresses if local in self.wanted):
+                self._write(kernel, link, family, batch, there)
+        self._remove_overdue(kernel, present.links)
 
-    def give_up(self, kernel: _Kernel) -> None:
+    def give_up(self, kernel: _Kernel, links: Mapping[str, Link]) -> None:
         """The last round did not settle it."""
-        link = kernel.link(self._interface)
         self.fail(list(self.wanted), f"the host did not settle in {_ROUNDS} tries")
-        if link is not None:
-            self._remove_overdue(kernel, link.index)
+        self._remove_overdue(kernel, links)
 
-    def _write(self, kernel: _Kernel, index: int, batch: Sequence[bytes], ours: Mapping[bytes, object]) -> None:
+    def _refuse(self, present: _Present) -> None:
+        """Give up what cannot be assigned as the host is."""
+        for local, assignment in list(self.wanted.items()):
+            if assignment.interface not in present.links:
+                self.fail([local], f"the interface {assignment.interface} does not exist")
+        for at, local, prefix in present.others:
+            if local in self.wanted:
+                name = self.wanted[local].interface
+                if not (at == present.links[name].index and local in present.unclear[name]):
+                    self.fail([local], f"somebody else configured {_configured(local, prefix)} on this host")
+        for name in present.links:
+            there = present.tagged(name) & self.wanted.keys()
+            self.fail([a for a in there if self.wanted[a].interface != name], f"it is on {name} still")
+
+    def _write(
+        self, kernel: _Kernel, link: Link, family: int, batch: Sequence[bytes], there: AbstractSet[bytes]
+    ) -> None:
         now = self._clock()
-        lifetimes = {}
+        lifetimes: dict[bytes, int] = {}
         for local in batch:
-            left = self.wanted[local] - now
-            if left < 1:
+            left = self.wanted[local].expires - now
+            seconds = self._lifetime(family, left)
+            if seconds < 1:
                 self.fail([local], f"its claim ends in {left:.1f} s" if left > 0 else "its claim has ended")
             else:
-                lifetimes[local] = _FOREVER if left == inf else min(floor(left), _FOREVER - 1)
-        batch = list(lifetimes)
-        if not batch:
+                lifetimes[local] = _FOREVER if seconds == inf else min(floor(seconds), _FOREVER - 1)
+        if not lifetimes:
             return
-        refused = kernel.tell(
-            [
-                self._writer.new(
-                    _flags(number, batch, NLM_F_CREATE | (NLM_F_REPLACE if local in ours else NLM_F_EXCL)),
-                    number,
-                    index,
-                    local,
-                    lifetimes[local],
-                )
-                for number, local in enumerate(batch)
-            ]
-        )
+        batch = list(lifetimes)
+        refused = kernel.tell(self._messages(link, family, lifetimes, there))
         later = self._clock()
         for number, local in enumerate(batch):
+            expires, seconds = self.wanted[local].expires, lifetimes[local]
             if number in refused:
                 code, reason = refused[number]
                 if code != errno.EEXIST:
-                    self.fail([local], f"assigning {ipv4(local)}/32 on {self._interface}: {reason}")
-            elif later + lifetimes[local] > self.wanted[local]:
-                self._overdue.add(local)
+                    what = f"assigning {ip(local)}/{8 * len(local)} on {link.name}"
+                    self.fail([local], f"{what}: {reason}{_advice(code, family, link.name)}")
+            elif seconds > self._lifetime(family, expires - later):
+                self._overdue[local] = link.name
             else:
-                self._overdue.discard(local)
-                self.expires[local] = now + lifetimes[local]
-                self._addresses._written.add(local)
+                spare = 0.0 if expires == inf else expires - now - self._lifetime(family, expires - now)
+                self._overdue.pop(local, None)
+                self.expires[local] = now + seconds + spare
+                self._addresses._written[local] = _Written(link.name, spare)
                 del self.wanted[local]
 
-    def _remove_overdue(self, kernel: _Kernel, index: int) -> None:
+    def _lifetime(self, family: int, left: float) -> float:
+        """The lifetime to give to an address that must be gone in so many seconds."""
+        return left if family == socket.AF_INET else punctual_lifetime(left, self._together)
+
+    def _messages(
+        self, link: Link, family: int, lifetimes: Mapping[bytes, int], there: AbstractSet[bytes]
+    ) -> Iterator[bytes]:
+        """The messages that create or replace these addresses."""
+        layout = AddressWriter(family, _label(link.name, family))
+        writers: dict[tuple[bool, int], Writer] = {}
+        for number, (local, seconds) in enumerate(lifetimes.items()):
+            replace = local in there
+            writer = writers.get((replace, seconds))
+            if writer is None:
+                flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+                writer = writers[replace, seconds] = layout.new(flags, link.index, seconds)
+            yield from writer.write(number, local)
+
+    def _remove_overdue(self, kernel: _Kernel, links: Mapping[str, Link]) -> None:
         """Remove what should have been shortened, but has no whole second left."""
-        over = sorted(self._overdue & self.failed.keys())
-        self._overdue.difference_update(over)
-        self.failed.update(self._addresses._delete(kernel, index, over))
+        for name, link in links.items():
+            over = {local for local, at in self._overdue.items() if at == name and local in self.failed}
+            self.failed.update(self._addresses._delete(kernel, link, over))
+        self._overdue = {local: name for local, name in self._overdue.items() if local not in self.failed}

@@ -1,25 +1,27 @@
-"""Gratuitous ARP: telling the neighbours on a link, at once, where an address is now."""
+"""Telling the neighbours on each link, at once, where an address is now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from time import sleep
 
-from attrs import Factory, define, field
+from attrs import define, field
 from zope.interface import implementer
 
 from kiwi.model import Assignment
 
-from .arp import ArpSocket, arp_announcement, send_in_time
 from .interface import IAnnouncer, NetworkError
+from .links import Link, LinkSockets, by_link
+from .packets import send_in_time
 
 
 @implementer(IAnnouncer)
 @define(eq=False)
-class ArpAnnouncer:
+class LinkAnnouncer:
     """
-    Sends on an interface in the network namespace of the thread that announces first.
+    Sends on interfaces in the network namespace of the thread that announces first: gratuitous ARP, and unsolicited
+    Neighbor Advertisements.
 
     An interface whose link layer is not Ethernet has no neighbours to tell: nothing is sent there.
 
@@ -27,28 +29,33 @@ class ArpAnnouncer:
     @ivar sleep: waits for so many seconds.
     """
 
-    interface: str
     monotonic: Callable[[], float]
     sleep: Callable[[float], None] = sleep
-    _packets: ArpSocket = field(default=Factory(lambda self: ArpSocket(self.interface), takes_self=True), init=False)
+    _sockets: LinkSockets = field(factory=LinkSockets, init=False)
 
     def announce(self, assignments: AbstractSet[Assignment]) -> None:
         """
         Send one round. Whether there is time left is asked for each address just before it is sent.
 
-        Raises L{NetworkError}; some addresses may have been announced then.
+        Raises L{NetworkError}, after all that can be sent was: some addresses may have been announced then.
         """
-        if not assignments:
-            return
-        try:
-            mac = self._packets.bind()
-            if mac:
-                for assignment in sorted(assignments, key=lambda each: each.address.packed):
-                    for frame in arp_announcement(mac, assignment.address):
-                        send_in_time(self._packets, frame, assignment.expires, self.monotonic, self.sleep)
-        except OSError as error:
-            raise NetworkError(f"announcing addresses on {self.interface}: {error.strerror or error}") from error
+        failures = [self._send(link, those) for link, those in by_link(assignments).items()]
+        if any(failures):
+            raise NetworkError("; ".join(dict.fromkeys(filter(None, failures))))
 
     def close(self) -> None:
-        """Give the socket back. The next announcement opens one."""
-        self._packets.close()
+        """Give the sockets back. The next announcement opens some."""
+        self._sockets.close()
+
+    def _send(self, link: Link, assignments: Sequence[Assignment]) -> str | None:
+        """Send on one link; why that failed if it did."""
+        packets = self._sockets.socket(link)
+        try:
+            mac = packets.bind()
+            if mac:
+                for assignment in assignments:
+                    for frame in link.protocol.announcement(mac, assignment.address):
+                        send_in_time(packets, frame, assignment.expires, self.monotonic, self.sleep)
+        except OSError as error:
+            return f"announcing addresses on {link.interface}: {error.strerror or error}"
+        return None

@@ -60,22 +60,23 @@ class IAddresses(Interface):
 
 
 class IFirewall(Interface):
-    """One chain of one host, reached from C{PREROUTING}, in table C{mangle}."""
+    """What marks traffic that comes in on one host, before it is routed. It is ours alone."""
 
     def read() -> frozenset[Mark] | None:
         """
-        The marks that are set, or C{None} where the chain is not exactly as L{replace} would leave it: missing, not
-        reached, or with a rule in it that is not ours. Raises L{NetworkError}.
+        The marks that are set, or C{None} where what marks is not exactly as L{replace} would leave it: missing, not
+        reached, or with something in it that is not ours. While nothing changes, it is the same object each time, so
+        that comparing it costs nothing. Raises L{NetworkError}.
         """
 
     def replace(marks: AbstractSet[Mark]) -> None:
         """
-        Make the chain mark exactly this traffic, and traffic pass through it; or raise L{NetworkError} and change
-        nothing.
+        Mark exactly this traffic. While that changes, traffic that was marked and is to be marked stays so. Raises
+        L{NetworkError}: nothing has changed then, or one family of addresses has and the other one has not.
         """
 
     def remove() -> None:
-        """Leave no trace of the chain. It is no error if there is none. Raises L{NetworkError}."""
+        """Leave no trace. It is no error if there is none. Raises L{NetworkError}."""
 
 
 class IAnnouncer(Interface):

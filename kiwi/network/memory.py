@@ -14,6 +14,7 @@ from kiwi.model import Address, Assignment, Configured, Host, Link, Mark, Placem
 
 from .firewall import rule_comment
 from .interface import Assigned, IAddresses, IAnnouncer, IFirewall, INeighbours, NetworkError, Probed, Unassigned
+from .nftables import COMMENT_SIZE
 
 MAC = bytes.fromhex("020000000001")
 """A MAC address that no vendor gives out."""
@@ -148,7 +149,7 @@ class MemoryFirewall:
 
     def replace(self, marks: AbstractSet[Mark]) -> None:
         for service in {mark.service for mark in marks}:
-            rule_comment(service)
+            rule_comment(service, COMMENT_SIZE)
         self.marks = frozenset(marks)
 
     def remove(self) -> None:

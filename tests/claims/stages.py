@@ -21,7 +21,7 @@ from kiwi.connections import http_clients
 from kiwi.http import request
 from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.credentials import FixedHeaders, ICredentials, NoCredentials, bearer
-from kiwi.kubernetes.tls import TLS, certificates
+from kiwi.tls import TLS, certificates
 from tests.fakes.apiserver_process import ADMIN_TOKEN, RealAPIServer, shared_api_server
 from tests.fakes.etcd2 import FakeEtcd2
 from tests.fakes.etcd3 import FakeEtcd3

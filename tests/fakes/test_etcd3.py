@@ -262,6 +262,19 @@ class FaultTests(TestCase):
         self.etcd.members[0].rejoin()
         self.assertEqual(await self.leader.said("lease/keepalive", {"ID": lease}), {"result": {"ID": "lease 1"}})
 
+    async def test_many_leaders_of_the_past(self) -> None:
+        """A leader of the past that is back does not lead, where its successor is not reached either."""
+        lease = await self.leader.grant(5)
+        self.etcd.members[0].cut_off(notices=60)
+        await self.world.until(lambda: self.etcd.term == 3)
+        self.etcd.members[1].cut_off(notices=60)
+        await self.leader.said("lease/keepalive", {"ID": lease})
+        expires = self.etcd.store.leases[int(lease)].expires
+        self.etcd.members[0].rejoin()
+        await self.world.until(lambda: self.etcd.is_led)
+        self.assertEqual(self.etcd.term, 4)
+        self.assertGreater(self.etcd.store.leases[int(lease)].expires, expires)
+
     async def test_paused_leader(self) -> None:
         """A leader that stood still answers alone what it was asked meanwhile, before it knows of its successor."""
         lease = await self.leader.grant(10)

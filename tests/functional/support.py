@@ -7,20 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from kiwi.model import Address, ip
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, Host, Lab, service
 from tests.lab.listening import Carriage
 from tests.lab.pinging import Pinger
 from tests.lab.processes import Process
 
-ADDRESS = IPv4Address("192.168.1.41")
-OTHER = IPv4Address("192.168.1.42")
-OUTSIDE = IPv4Address("172.16.1.41")
+ADDRESS = ip("192.168.1.41")
+OTHER = ip("192.168.1.42")
+OUTSIDE = ip("172.16.1.41")
 
 SLACK = 1.5
 """Seconds that a busy machine is given on top of what is promised."""
@@ -40,7 +40,7 @@ def wheel_etcd() -> str:
 
 
 def rule(
-    port: int = 8080, protocol: str = "tcp", comment: str = "web", address: IPv4Address = ADDRESS, mark: str = "0x1"
+    port: int = 8080, protocol: str = "tcp", comment: str = "web", address: Address = ADDRESS, mark: str = "0x1"
 ) -> str:
     """A rule as C{iptables-save} prints it."""
     return (
@@ -95,7 +95,7 @@ class AgentTestCase(SynchronousTestCase):
         """Create a Service of Kubernetes C{v1}."""
         self.lab.cluster.create(definition)
 
-    def claims(self) -> Mapping[IPv4Address, str]:
+    def claims(self) -> Mapping[Address, str]:
         """Which agent claims each address, as the claim store says."""
         return self.lab.cluster.claims()
 
@@ -199,7 +199,7 @@ class AgentTestCase(SynchronousTestCase):
         """Wait until the host marks no traffic."""
         self.lab.wait_until(lambda: not any("--dport" in line for line in host.marks()), "the rules to go")
 
-    def wait_for_nobody(self, address: IPv4Address) -> None:
+    def wait_for_nobody(self, address: Address) -> None:
         """Wait until no host has the address and nobody claims it."""
         self.lab.wait_until(
             lambda: not self.lab.carriers(address) and address not in self.claims(),
@@ -222,7 +222,7 @@ class AgentTestCase(SynchronousTestCase):
         """The host has no address, chain or rule of Kiwi's."""
         self.assertEqual((host.labels(), host.marks()), ([], []))
 
-    def assert_one_carrier_at_a_time(self, address: IPv4Address) -> None:
+    def assert_one_carrier_at_a_time(self, address: Address) -> None:
         """No two hosts have had the address at the same moment since the hosts were made."""
         self.assertEqual(self.lab.ears.overlaps(address), [])
 

@@ -20,6 +20,7 @@ from attrs import define, field
 
 from kiwi.kubernetes.endpoints import HOST
 from kiwi.kubernetes.nodes import EXCLUDED
+from kiwi.model import Address, ip
 from tests.fakes.apiserver_process import RealAPIServer
 from tests.lab.laboratory import CLUSTER, ETCD_PORT, INTERFACE, Host, Lab, service
 from tests.lab.processes import Process
@@ -170,12 +171,8 @@ class ClusterTestCase(AgentTestCase):
         items = self.server.ask("GET", LEASES_PATH.format(namespace))["items"]
         return {item["metadata"]["name"]: item["spec"] for item in items}
 
-    def claims(self, namespace: str = NAMESPACE) -> dict[IPv4Address, str]:
-        return {
-            IPv4Address(name): spec["holderIdentity"]
-            for name, spec in self.leases(namespace).items()
-            if name[0].isdigit()
-        }
+    def claims(self, namespace: str = NAMESPACE) -> dict[Address, str]:
+        return {ip(name): spec["holderIdentity"] for name, spec in self.leases(namespace).items() if name[0].isdigit()}
 
     def known_agents(self) -> set[str]:
         return {name.removeprefix("agent.") for name in self.leases() if name.startswith("agent.")}
@@ -228,7 +225,7 @@ class ServiceTests(ClusterTestCase):
         self.agents = self.start_agents()
         self.serve()
 
-    def carrier_of(self, address: IPv4Address) -> Host:
+    def carrier_of(self, address: Address) -> Host:
         """Wait until a host carries the address and a client is answered there; that host."""
         carrier = self.lab.wait_for_carrier(address)
         self.lab.wait_until(lambda: self.lab.client.who_answers(address) == carrier.name, f"{carrier.name} to answer")
@@ -301,7 +298,7 @@ class ServiceTests(ClusterTestCase):
         self.lab.wait_until(lambda: self.lab.ears.having(ADDRESS) == [name], f"{name} to carry it")
         self.lab.wait_until(lambda: self.claims() == {ADDRESS: name}, f"{name} to have the claim")
 
-    def balance(self, addresses: Sequence[IPv4Address]) -> None:
+    def balance(self, addresses: Sequence[Address]) -> None:
         """Write C{status.loadBalancer} as a controller does."""
         status = {"loadBalancer": {"ingress": [{"ip": str(address)} for address in addresses]}}
         path = SERVICES_PATH.format("default") + "web/status"
@@ -433,7 +430,7 @@ class MistakeTests(ClusterTestCase):
             self.wait_for_line(agent, "following Services")
         self.agents.update(started)
 
-    def is_refused(self, address: IPv4Address) -> bool:
+    def is_refused(self, address: Address) -> bool:
         """
         Whether one host has the address, and an agent with another store has asked for it and says who has it.
         """
@@ -515,10 +512,10 @@ class World:
 
     missing: Rule | None
     namespace: str
-    first: IPv4Address
+    first: Address
     agent: Process = field(init=False)
 
-    def address(self, name: str) -> IPv4Address:
+    def address(self, name: str) -> Address:
         return self.first + [FIRST, SECOND, LOCAL].index(name)
 
     def service(self, name: str) -> dict[str, Any]:

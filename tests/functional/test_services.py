@@ -6,6 +6,7 @@ import re
 import time
 from ipaddress import IPv4Address
 
+from kiwi.model import Address
 from tests.lab.laboratory import service
 
 from .support import ADDRESS, CHAIN, DEBIAN_ETCD, JUMP, OTHER, OUTSIDE, AgentTestCase, rule
@@ -171,7 +172,7 @@ class OtherApisTests(AgentTestCase):
         self.wait_for_marks(carrier, rule())
 
 
-def name_of(address: IPv4Address) -> str:
+def name_of(address: Address) -> str:
     """What to call the Service that wants an address."""
     return f"web-{int(address) % 65536}"
 
@@ -191,7 +192,7 @@ class SpreadTests(AgentTestCase):
         agents = self.start_agents(*options)
         for agent in agents.values():
             self.wait_for_line(agent, "following Services")
-        addresses = {IPv4Address("10.9.0.1") + number for number in range(300)}
+        addresses: set[Address] = {IPv4Address("10.9.0.1") + number for number in range(300)}
         for address in addresses:
             self.lab.cluster.create(service(name_of(address), [address]))
         first = self._wait_for_all(addresses)
@@ -220,10 +221,10 @@ class SpreadTests(AgentTestCase):
         """The number is as expected, give or take a fifth."""
         self.assertLessEqual(abs(number - expected), expected / 5, f"{number} is not about {expected}")
 
-    def _wait_for_all(self, addresses: set[IPv4Address]) -> dict[str, set[IPv4Address]]:
+    def _wait_for_all(self, addresses: set[Address]) -> dict[str, set[Address]]:
         """Wait until each of the addresses is on one host, and the claims say the same; what each host carries."""
 
-        def carried() -> dict[str, set[IPv4Address]] | None:
+        def carried() -> dict[str, set[Address]] | None:
             found = {host.name: host.carried() for host in self.lab.hosts}
             claims = {address: name for name, those in found.items() for address in those}
             if sum(map(len, found.values())) != len(addresses) or self.lab.cluster.claims() != claims:

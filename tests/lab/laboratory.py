@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 
+from kiwi.model import Address, ip
 from tests.fakes.apiserver_process import RealAPIServer
 
 from .clocks import WallClock
@@ -40,6 +41,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 INTERFACE = "em1"
 SECOND_INTERFACE = "em2"
 ROUTER = IPv4Address("192.168.1.1")
+ROUTER6 = IPv6Address("fd00::1")
+LAN6, SECOND_LAN6 = IPv6Address("fd00::"), IPv6Address("fd00:0:0:2::")
 CLUSTER = IPv4Address("192.168.1.10")
 CLIENT = IPv4Address("192.168.1.100")
 ETCD_PORT = 2379
@@ -64,12 +67,13 @@ _BOTH_WAYS: Sequence[tuple[str, Callable[[IPv4Address, int], Sequence[str]]]] = 
 @frozen
 class Label:
     """
-    An address with a label on a host's interface, as C{ip} tells it.
+    A public address on a host's interface, as C{ip} tells it: what has a C{:kube} label, or is of IPv6, without a route
+    for its prefix, and the source of nothing.
 
     @ivar lifetime: whole seconds that are left of it.
     """
 
-    address: IPv4Address
+    address: Address
     prefix: int
     label: str
     lifetime: int
@@ -104,11 +108,12 @@ class WebServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     """Stands for kube-proxy and the pods behind it: answers with the name of the host that it runs on."""
 
     daemon_threads = True
+    address_family = socket.AF_INET6  # It takes connections over IPv4, too.
 
     def __init__(self, namespace: Namespace, hostname: str) -> None:
         self.hostname = hostname
         with namespace.entered():
-            super().__init__(("0.0.0.0", WEB_PORT), _NameHandler)
+            super().__init__(("::", WEB_PORT), _NameHandler)
         threading.Thread(target=self.serve_forever, args=(0.02,), name=f"web-{hostname}", daemon=True).start()
 
     def server_bind(self) -> None:
@@ -126,7 +131,7 @@ class Host:
     A host on the LAN.
 
     @ivar name: its host name, and the name of its port on the switch.
-    @ivar address: where it is reached, in 192.168.1.0/24 on C{em1}.
+    @ivar address: where it is reached, in 192.168.1.0/24 on C{em1}; in fd00::/64 it has the same last number.
     @ivar number: what the switch's namespace calls its namespace.
     """
 
@@ -161,25 +166,25 @@ class Host:
         """Start a process on the host. The lab ends it at last."""
         return self._lab.start(self, name, argv, environment or {}, working)
 
-    def _shown(self) -> list[dict[str, Any]]:
-        (link,) = json.loads(self.run("ip", "-json", "-4", "addr", "show", "dev", INTERFACE)) or [{"addr_info": []}]
-        return list(link["addr_info"])
+    def _shown(self, interface: str = INTERFACE) -> list[dict[str, Any]]:
+        (link,) = json.loads(self.run("ip", "-json", "addr", "show", "dev", interface)) or [{"addr_info": []}]
+        return [info for info in link["addr_info"] if info["scope"] != "link"]
 
-    def addresses(self) -> set[IPv4Address]:
-        """All IPv4 addresses that are on C{em1} now, whoever put them there."""
-        return {IPv4Address(info["local"]) for info in self._shown()}
+    def addresses(self) -> set[Address]:
+        """All addresses that are on C{em1} now, whoever put them there, but for those that mean nothing elsewhere."""
+        return {ip(info["local"]) for info in self._shown()}
 
-    def labels(self) -> list[Label]:
-        """The addresses with a C{:kube} label on C{em1}."""
+    def labels(self, interface: str = INTERFACE) -> list[Label]:
+        """The public addresses that are on an interface now."""
         return [
-            Label(IPv4Address(info["local"]), info["prefixlen"], info["label"], info["valid_life_time"])
-            for info in self._shown()
-            if info.get("label", "").endswith(":kube")
+            Label(ip(info["local"]), info["prefixlen"], info.get("label", ""), info["valid_life_time"])
+            for info in self._shown(interface)
+            if info.get("label", "").endswith(":kube") or (info.get("noprefixroute") and info.get("deprecated"))
         ]
 
-    def carried(self) -> set[IPv4Address]:
-        """The public addresses that are on C{em1} now."""
-        return {label.address for label in self.labels()}
+    def carried(self, interface: str = INTERFACE) -> set[Address]:
+        """These addresses alone."""
+        return {label.address for label in self.labels(interface)}
 
     def marks(self) -> list[str]:
         """Everything in table C{mangle} that is not a built-in chain's policy, as C{iptables-save} prints it."""
@@ -226,7 +231,7 @@ class Host:
         (link,) = json.loads(self.run("ip", "-json", "link", "show", "dev", interface))
         return str(link["address"])
 
-    def neighbour(self, address: IPv4Address) -> str | None:
+    def neighbour(self, address: Address) -> str | None:
         """The MAC address at which the host believes a neighbour on C{em1} to be."""
         shown = json.loads(self.run("ip", "-json", "neigh", "show", "to", str(address), "dev", INTERFACE) or "[]")
         return next((entry["lladdr"] for entry in shown if "lladdr" in entry), None)
@@ -246,14 +251,15 @@ class Host:
         if self._web is None:
             self._web = WebServer(self.namespace, self.name)
 
-    def connect(self, address: IPv4Address, port: int, limit: float = 5.0) -> socket.socket:
+    def connect(self, address: Address, port: int, limit: float = 5.0) -> socket.socket:
         """
         A TCP connection from the host.
 
         @raise OSError: where it cannot be made.
         """
         with self.namespace.entered():
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.settimeout(limit)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -264,7 +270,7 @@ class Host:
         return sock
 
     def request(
-        self, method: str, address: IPv4Address, port: int, path: str, body: Any = None, limit: float = 5.0
+        self, method: str, address: Address, port: int, path: str, body: Any = None, limit: float = 5.0
     ) -> Answer:
         """
         One HTTP request from the host; a body is sent as JSON.
@@ -281,7 +287,7 @@ class Host:
             response = connection.getresponse()
             return Answer(response.status, response.read())
 
-    def who_answers(self, address: IPv4Address) -> str:
+    def who_answers(self, address: Address) -> str:
         """The name of the host that answers a request of this one to the web server at an address; empty if none."""
         try:
             answer = self.request("GET", address, WEB_PORT, "/", limit=1.0)
@@ -289,7 +295,7 @@ class Host:
             return ""
         return answer.body.decode().removeprefix("hello from ").strip()
 
-    def ping(self, address: IPv4Address, interval: float = 0.002) -> Pinger:
+    def ping(self, address: Address, interval: float = 0.002) -> Pinger:
         """Something that sends echo requests from this host, once it is started."""
         return self._lab.keep_pinger(Pinger(self.namespace, address, interval))
 
@@ -311,7 +317,7 @@ def _service_path(namespace: str, name: str = "") -> str:
 
 def service(
     name: str,
-    addresses: Sequence[IPv4Address | str],
+    addresses: Sequence[Address | str],
     ports: Sequence[tuple[int, str]] = ((8080, "TCP"),),
     namespace: str = "default",
     created: str | None = None,
@@ -485,11 +491,11 @@ class Cluster:
             collect(answer.json()["node"])
         return found
 
-    def claims(self, prefix: str = "/kiwi") -> dict[IPv4Address, str]:
+    def claims(self, prefix: str = "/kiwi") -> dict[Address, str]:
         """Which agent claims each address, as etcd says."""
         folder = f"{prefix}/publicips/"
         return {
-            IPv4Address(key.removeprefix(folder)): node["value"]
+            ip(key.removeprefix(folder)): node["value"]
             for key, node in self.nodes(prefix).items()
             if key.startswith(folder)
         }
@@ -508,8 +514,9 @@ class Cluster:
 @define(eq=False)
 class Lab:
     """
-    A LAN 192.168.1.0/24: a switch that is also the router, some hosts, a client and a cluster. All but the switch are
-    also on a second LAN, 192.168.2.0/24, by their interface C{em2} and with the same last number.
+    A LAN 192.168.1.0/24 and fd00::/64: a switch that is also the router, some hosts, a client and a cluster. All but
+    the switch are also on a second LAN, 192.168.2.0/24 and fd00:0:0:2::/64, by their interface C{em2}. The last number
+    of all addresses of a host is the same.
 
     Everything is gone after L{close}, which also happens when the process exits in any way in which Python can still
     act; the next lab on the machine removes what is left of one that was killed.
@@ -559,7 +566,14 @@ class Lab:
         try:
             self.switch = Namespace(owned_name(self._serial, "switch"))
             ip_batch([f"netns add {self.switch.name}"])
-            self.switch.ip(["link add lan type bridge", f"addr add {ROUTER}/24 dev lan", "link set lan up"])
+            self.switch.ip(
+                [
+                    "link add lan type bridge",
+                    f"addr add {ROUTER}/24 dev lan",
+                    f"addr add {ROUTER6}/64 dev lan nodad",
+                    "link set lan up",
+                ]
+            )
             self.switch.ip(["link add lan2 type bridge", "link set lan2 up"])
             self.cluster = Cluster(self._host("cluster", CLUSTER), self)
             self.client = self._host("client", CLIENT)
@@ -591,6 +605,7 @@ class Lab:
             host.close()
         self.hosts = []
         self.client.run("ip", "neigh", "flush", "all")
+        self.client.run("ip", "-6", "neigh", "flush", "all")
         self._build_hosts()
 
     def start(
@@ -604,8 +619,8 @@ class Lab:
         return process
 
     def agent_options(self, store_port: int = ETCD_PORT) -> list[str]:
-        """The options that every agent of the lab needs to find its cluster."""
-        return ["-s", f"http://{CLUSTER}:{store_port}", "-k", f"http://{CLUSTER}:{API_PORT}"]
+        """The options that every agent of the lab needs to find its cluster. Claims are in etcd v2."""
+        return ["-s", f"http://{CLUSTER}:{store_port}", "-k", f"http://{CLUSTER}:{API_PORT}", "--store", "etcd2"]
 
     def start_agent(
         self,
@@ -633,7 +648,7 @@ class Lab:
         self._pingers.append(pinger)
         return pinger
 
-    def carriers(self, address: IPv4Address) -> list[Host]:
+    def carriers(self, address: Address) -> list[Host]:
         """The hosts that have the address now."""
         return [host for host in self.hosts if address in host.addresses()]
 
@@ -643,7 +658,7 @@ class Lab:
         """L{wait_until}, which tells what all processes printed when it was in vain."""
         return wait_until(condition, what, limit, self.story, interval)
 
-    def wait_for_carrier(self, address: IPv4Address, limit: float = 20.0) -> Host:
+    def wait_for_carrier(self, address: Address, limit: float = 20.0) -> Host:
         """Wait until one host has the address; that host."""
         (carrier,) = self.wait_until(lambda: self.carriers(address), f"somebody to carry {address}", limit)
         return carrier
@@ -674,8 +689,10 @@ class Lab:
             [
                 "link set lo up",
                 f"addr add {address}/24 dev {INTERFACE}",
+                f"addr add {LAN6 + int(address) % 256}/64 dev {INTERFACE} nodad",
                 f"link set {INTERFACE} up",
                 f"route add default via {ROUTER}",
+                f"route add ::/0 via {ROUTER6}",
             ]
         )
         host = Host(name, address, namespace, number, self)
@@ -693,6 +710,7 @@ class Lab:
         host.namespace.ip(
             [
                 f"addr add {IPv4Address('192.168.2.0') + int(host.address) % 256}/24 dev {SECOND_INTERFACE}",
+                f"addr add {SECOND_LAN6 + int(host.address) % 256}/64 dev {SECOND_INTERFACE} nodad",
                 f"link set {SECOND_INTERFACE} up",
             ]
         )

@@ -1,4 +1,4 @@
-"""Hearing what happens: addresses that come and go on every host, and ARP as a host on the LAN receives it."""
+"""Hearing what happens: addresses that come and go on every host, and ARP and NDP as a host on the LAN hears them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
 
 from attrs import define, field, frozen
+
+from kiwi.model import Address, ip
+from kiwi.network.ndp import NDP
+from kiwi.network.packets import attach_filter
 
 from .namespaces import Namespace
 
@@ -19,8 +22,10 @@ from .namespaces import Namespace
 _SOL_NETLINK = 270
 _NETLINK_LISTEN_ALL_NSID = 8
 _RTMGRP_IPV4_IFADDR = 0x10
+_RTMGRP_IPV6_IFADDR = 0x100
 _RTM_NEWADDR = 20
 _RTM_DELADDR = 21
+_IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _ETH_P_ARP = 0x0806
 _SO_RCVBUFFORCE = 33
@@ -56,7 +61,7 @@ class Change:
 
     when: float
     host: str
-    address: IPv4Address
+    address: Address
     present: bool
 
 
@@ -72,13 +77,14 @@ class Carriage:
 @frozen
 class Announcement:
     """
-    An ARP packet that says where an address is. C{operation} is 1 for a request, 2 for a reply.
+    A packet that says where an address is: of ARP, where C{operation} is 1 for a request and 2 for a reply, or a
+    Neighbor Advertisement, which has its type, 136.
 
-    @ivar gratuitous: it is about nothing but its own sender.
+    @ivar gratuitous: it is about nothing but its own sender, or to all nodes.
     """
 
     when: float
-    address: IPv4Address
+    address: Address
     mac: str
     operation: int
     gratuitous: bool = True
@@ -91,13 +97,14 @@ class MissedChangesError(Exception):
 @define(eq=False)
 class Ears:
     """
-    One thread that listens to the kernels of all hosts, and to ARP where the client is.
+    One thread that listens to the kernels of all hosts, and to ARP and NDP where the client is.
 
     All changes of addresses come through one netlink socket, which hears every namespace that the switch's namespace
     knows by number, so that their order is the order in which they happened.
 
-    @ivar changes: all changes of addresses so far, in order.
-    @ivar announcements: every ARP packet with a sender that the client received so far.
+    @ivar changes: all changes of addresses so far, in order, but for those that mean something on their link only.
+    @ivar announcements: every ARP packet with a sender, and every Neighbor Advertisement, that the client received so
+        far.
     """
 
     _switch: Namespace
@@ -113,15 +120,19 @@ class Ears:
         """Listen from now on."""
         with self._switch.entered():
             netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-            netlink.bind((0, _RTMGRP_IPV4_IFADDR))
+            netlink.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
             netlink.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _PLENTY)
         with self._client.entered():
             arp = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP))
             arp.bind(("em1", _ETH_P_ARP))
             stamped(arp)
+            ndp = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            attach_filter(ndp, NDP.everything)
+            ndp.bind(("em1", NDP.kind))
+            stamped(ndp)
         stop, self._wakeup = os.pipe()
-        self._thread = threading.Thread(target=self._listen, args=(netlink, arp, stop), name="ears", daemon=True)
+        self._thread = threading.Thread(target=self._listen, args=(netlink, arp, ndp, stop), name="ears", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -140,7 +151,7 @@ class Ears:
         if self._failure is not None:
             raise MissedChangesError(str(self._failure))
 
-    def carriages(self, address: IPv4Address) -> list[Carriage]:
+    def carriages(self, address: Address) -> list[Carriage]:
         """
         Who had the address, and when, ordered by when it came.
 
@@ -159,7 +170,7 @@ class Ears:
         carriages += [Carriage(host, since, None) for host, since in open_since.items()]
         return sorted(carriages, key=lambda carriage: carriage.since)
 
-    def overlaps(self, address: IPv4Address) -> list[tuple[Carriage, Carriage]]:
+    def overlaps(self, address: Address) -> list[tuple[Carriage, Carriage]]:
         """The pairs of hosts that had the address at the same moment."""
         carriages = self.carriages(address)
         return [
@@ -169,30 +180,31 @@ class Ears:
             if first.until is None or second.since < first.until
         ]
 
-    def announced(self, address: IPv4Address, since: float = 0.0) -> list[Announcement]:
-        """The gratuitous ARP packets about the address that the client received since a moment."""
+    def announced(self, address: Address, since: float = 0.0) -> list[Announcement]:
+        """The gratuitous packets about the address that the client received since a moment."""
         return [heard for heard in self.said(address, since) if heard.gratuitous]
 
-    def said(self, address: IPv4Address, since: float = 0.0) -> list[Announcement]:
-        """All ARP packets that the client received since a moment and that say where the address is."""
+    def said(self, address: Address, since: float = 0.0) -> list[Announcement]:
+        """All packets that the client received since a moment and that say where the address is."""
         return [heard for heard in list(self.announcements) if heard.address == address and heard.when >= since]
 
-    def having(self, address: IPv4Address) -> list[str]:
+    def having(self, address: Address) -> list[str]:
         """The hosts that have the address now, on whatever interface."""
         return [carriage.host for carriage in self.carriages(address) if carriage.until is None]
 
-    def first_announced(self, since: float, other_than: str) -> dict[IPv4Address, float]:
-        """When the client first received a gratuitous ARP packet about each address, those of one MAC address aside."""
-        found: dict[IPv4Address, float] = {}
+    def first_announced(self, since: float, other_than: str) -> dict[Address, float]:
+        """When the client first received a gratuitous packet about each address, those of one MAC address aside."""
+        found: dict[Address, float] = {}
         for heard in list(self.announcements):
             if heard.gratuitous and heard.when >= since and heard.mac != other_than:
                 found.setdefault(heard.address, heard.when)
         return found
 
-    def _listen(self, netlink: socket.socket, arp: socket.socket, stop: int) -> None:
-        with selectors.DefaultSelector() as selector, netlink, arp:
+    def _listen(self, netlink: socket.socket, arp: socket.socket, ndp: socket.socket, stop: int) -> None:
+        with selectors.DefaultSelector() as selector, netlink, arp, ndp:
             selector.register(netlink, selectors.EVENT_READ)
             selector.register(arp, selectors.EVENT_READ)
+            selector.register(ndp, selectors.EVENT_READ)
             selector.register(stop, selectors.EVENT_READ)
             while True:
                 ready = {key.fileobj for key, _ in selector.select()}
@@ -204,6 +216,8 @@ class Ears:
                         selector.unregister(netlink)
                 if arp in ready:
                     self._hear_arp(arp)
+                if ndp in ready:
+                    self._hear_ndp(ndp)
                 if stop in ready:
                     os.close(stop)
                     return
@@ -227,7 +241,7 @@ class Ears:
             length, kind, *_ = _HEADER.unpack_from(data, offset)
             if kind in (_RTM_NEWADDR, _RTM_DELADDR):
                 address = _local_address(data[offset + _HEADER.size + _ADDRESS_MESSAGE : offset + length])
-                if address is not None:
+                if address is not None and not address.is_link_local:
                     self.changes.append(Change(now, host, address, kind == _RTM_NEWADDR))
             offset += (length + 3) & ~3
 
@@ -240,18 +254,32 @@ class Ears:
         )
         if any(sender):
             self.announcements.append(
-                Announcement(stamp(ancillary), IPv4Address(sender), mac.hex(":"), operation, sender == target)
+                Announcement(stamp(ancillary), ip(sender), mac.hex(":"), operation, sender == target)
+            )
+
+    def _hear_ndp(self, ndp: socket.socket) -> None:
+        data, ancillary, _flags, _sender = ndp.recvmsg(2048, 64)
+        owner = NDP.read_owner(data)
+        if owner is not None:
+            address, mac = owner
+            # The second half of an IPv6 header is the address that the packet is for; ff is a group.
+            self.announcements.append(
+                Announcement(stamp(ancillary), ip(address), mac.hex(":"), data[54], data[38] == 0xFF)
             )
 
 
-def _local_address(attributes: bytes) -> IPv4Address | None:
-    """The address in the attributes of an address message."""
+def _local_address(attributes: bytes) -> Address | None:
+    """The address in the attributes of an address message: its own, or the only one where it has no peer."""
+    found: Address | None = None
     offset = 0
     while offset + _ATTRIBUTE.size <= len(attributes):
         length, kind = _ATTRIBUTE.unpack_from(attributes, offset)
         if length < _ATTRIBUTE.size:
             return None
-        if kind == _IFA_LOCAL:
-            return IPv4Address(attributes[offset + _ATTRIBUTE.size : offset + length])
+        if kind in (_IFA_LOCAL, _IFA_ADDRESS):
+            address = ip(attributes[offset + _ATTRIBUTE.size : offset + length])
+            if kind == _IFA_LOCAL:
+                return address
+            found = address
         offset += (length + 3) & ~3
-    return None
+    return found

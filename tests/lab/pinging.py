@@ -10,10 +10,11 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address
 from itertools import pairwise
 
 from attrs import define, field, frozen
+
+from kiwi.model import Address, in_order, ip
 
 from .listening import stamp, stamped
 from .namespaces import Namespace
@@ -22,11 +23,12 @@ from .waiting import wait_until
 IN_TIME = 0.05
 """Seconds within which an answer is in time: one that was held up by a busy machine is, one after an outage is not."""
 
-_ECHO_REQUEST = 8
-_ECHO_REPLY = 0
+_ECHO_REQUEST = {4: 8, 6: 128}
+_ECHO_REPLY = {4: 0, 6: 129}
 _ICMP = struct.Struct("!BBHHH")
 _PAYLOAD = struct.Struct("!Q")
-_IP_HEADER = 20
+_IP_HEADER = {4: 20, 6: 0}
+"""Bytes before the message in what a raw socket receives."""
 
 
 def _checksum(data: bytes) -> int:
@@ -36,32 +38,37 @@ def _checksum(data: bytes) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
-def _request(identity: int, number: int) -> bytes:
+def _request(version: int, identity: int, number: int) -> bytes:
+    """An echo request of a version of IP; the kernel sums up those of IPv6."""
     payload = _PAYLOAD.pack(number)
-    bare = _ICMP.pack(_ECHO_REQUEST, 0, 0, identity, number & 0xFFFF) + payload
-    return _ICMP.pack(_ECHO_REQUEST, 0, _checksum(bare), identity, number & 0xFFFF) + payload
+    bare = _ICMP.pack(_ECHO_REQUEST[version], 0, 0, identity, number & 0xFFFF) + payload
+    return _ICMP.pack(_ECHO_REQUEST[version], 0, _checksum(bare), identity, number & 0xFFFF) + payload
 
 
-def _open(namespace: Namespace) -> socket.socket:
+def _open(namespace: Namespace, version: int) -> socket.socket:
     with namespace.entered():
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        if version == 4:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        else:
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
     sock.setblocking(False)
     stamped(sock)
     return sock
 
 
-def _replies(sock: socket.socket, identity: int) -> list[tuple[float, IPv4Address, int]]:
+def _replies(sock: socket.socket, version: int, identity: int) -> list[tuple[float, Address, int]]:
     """All answers to our requests that are there: when, from whom, and the request's number."""
     answers = []
     with contextlib.suppress(BlockingIOError):
         while True:
             data, ancillary, _flags, sender = sock.recvmsg(2048, 64)
-            if len(data) < _IP_HEADER + _ICMP.size + _PAYLOAD.size:
+            start = _IP_HEADER[version]
+            if len(data) < start + _ICMP.size + _PAYLOAD.size:
                 continue
-            kind, _code, _sum, who, _low = _ICMP.unpack_from(data, _IP_HEADER)
-            if kind == _ECHO_REPLY and who == identity:
-                (number,) = _PAYLOAD.unpack_from(data, _IP_HEADER + _ICMP.size)
-                answers.append((stamp(ancillary), IPv4Address(sender[0]), number))
+            kind, _code, _sum, who, _low = _ICMP.unpack_from(data, start)
+            if kind == _ECHO_REPLY[version] and who == identity:
+                (number,) = _PAYLOAD.unpack_from(data, start + _ICMP.size)
+                answers.append((stamp(ancillary), ip(sender[0]), number))
     return answers
 
 
@@ -99,7 +106,7 @@ class Pinger:
     """
 
     _namespace: Namespace
-    address: IPv4Address
+    address: Address
     interval: float = 0.002
     replies: list[Reply] = field(factory=list, init=False)
     _sent: list[float] = field(factory=list, init=False)
@@ -107,7 +114,9 @@ class Pinger:
     _stopping: threading.Event = field(factory=threading.Event, init=False)
 
     def start(self) -> Pinger:
-        self._thread = threading.Thread(target=self._run, args=(_open(self._namespace),), name="pinger", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(_open(self._namespace, self.address.version),), name="pinger", daemon=True
+        )
         self._thread.start()
         return self
 
@@ -175,10 +184,10 @@ class Pinger:
                     self._sent.append(now)
                     # No route or an unreachable host is what is being measured: no answer.
                     with contextlib.suppress(OSError):
-                        sock.sendto(_request(identity, len(self._sent) - 1), target)
+                        sock.sendto(_request(self.address.version, identity, len(self._sent) - 1), target)
                     next_time = max(next_time + self.interval, now)
                 select.select([sock], [], [], max(0.0, next_time - time.monotonic()))
-                for received, sender, number in _replies(sock, identity):
+                for received, sender, number in _replies(sock, self.address.version, identity):
                     if sender == self.address:
                         self.replies.append(Reply(number, self._sent[number], received))
 
@@ -193,17 +202,24 @@ class Sweeper:
     """
 
     _namespace: Namespace
-    addresses: Sequence[IPv4Address]
+    addresses: Sequence[Address]
     interval: float
-    replies: dict[IPv4Address, list[float]] = field(init=False)
+    replies: dict[Address, list[float]] = field(init=False)
     _waiting: dict[int, float] = field(factory=dict, init=False)
-    _late: list[tuple[IPv4Address, float]] = field(factory=list, init=False)
+    _late: list[tuple[Address, float]] = field(factory=list, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _stopping: threading.Event = field(factory=threading.Event, init=False)
 
+    @property
+    def _version(self) -> int:
+        """Of IP; all addresses are of one."""
+        return self.addresses[0].version
+
     def start(self) -> Sweeper:
         self.replies = {address: [] for address in self.addresses}
-        self._thread = threading.Thread(target=self._run, args=(_open(self._namespace),), name="sweeper", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(_open(self._namespace, self._version),), name="sweeper", daemon=True
+        )
         self._thread.start()
         return self
 
@@ -222,7 +238,7 @@ class Sweeper:
 
     def wait_for_replies(self, since: float = 0.0, limit: float = 30.0) -> float:
         """Wait until every address has answered after a moment; when the last one of them did so first."""
-        firsts: dict[IPv4Address, float] = {}
+        firsts: dict[Address, float] = {}
 
         def all_answered() -> bool:
             for address in self.addresses:
@@ -239,11 +255,11 @@ class Sweeper:
         wait_until(all_answered, "answers of all addresses", limit, missing, interval=0.02)
         return max(firsts.values())
 
-    def outage(self, address: IPv4Address, since: float, until: float = float("inf")) -> float:
+    def outage(self, address: Address, since: float, until: float = float("inf")) -> float:
         """The longest time between two answers of an address; see L{Pinger.outage}."""
         return longest_gap(list(self.replies[address]), since, until)
 
-    def unanswered(self, since: float, until: float) -> set[IPv4Address]:
+    def unanswered(self, since: float, until: float) -> set[Address]:
         """The addresses that did not answer some request of a time in time."""
         silent = [(self.addresses[number % len(self.addresses)], when) for number, when in list(self._waiting.items())]
         return {address for address, when in [*silent, *self._late] if since <= when < until}
@@ -262,10 +278,10 @@ class Sweeper:
                     self._waiting[sent] = time.monotonic()
                     # No route or an unreachable host is what is being measured: no answer.
                     with contextlib.suppress(OSError):
-                        sock.sendto(_request(identity, sent), targets[sent % len(targets)])
+                        sock.sendto(_request(self._version, identity, sent), targets[sent % len(targets)])
                     sent += 1
                 select.select([sock], [], [], 0.002)
-                for received, sender, number in _replies(sock, identity):
+                for received, sender, number in _replies(sock, self._version, identity):
                     asked = self._waiting.pop(number, None)
                     if asked is not None:
                         self.replies[sender].append(received)
@@ -284,31 +300,33 @@ def first_after(times: Sequence[float], since: float) -> float | None:
 
 
 def first_replies(
-    namespace: Namespace, addresses: Iterable[IPv4Address], limit: float, again: float = 0.25
-) -> dict[IPv4Address, float]:
+    namespace: Namespace, addresses: Iterable[Address], limit: float, again: float = 0.25
+) -> dict[Address, float]:
     """
-    When each of the addresses answered first, in seconds of L{time.monotonic}; those that never did are left out.
+    When each of the addresses, all of one family, answered first, in seconds of L{time.monotonic}; those that never did
+    are left out.
 
     Every address that has not answered gets another echo request each C{again} seconds. Such a request waits in the
     sender's neighbour table and goes out as soon as somebody announces the address, so the times are exact to
     milliseconds all the same.
     """
-    answered: dict[IPv4Address, float] = {}
+    answered: dict[Address, float] = {}
     wanted = frozenset(addresses)
     identity = os.getpid() & 0xFFFF
     end = time.monotonic() + limit
     next_time = time.monotonic()
     number = 0
-    with _open(namespace) as sock:
+    version = next((address.version for address in wanted), 4)
+    with _open(namespace, version) as sock:
         while answered.keys() != wanted and time.monotonic() < end:
             if time.monotonic() >= next_time:
                 next_time += again
-                for address in sorted(wanted - answered.keys()):
+                for address in in_order(wanted - answered.keys()):
                     number += 1
                     with contextlib.suppress(OSError):
-                        sock.sendto(_request(identity, number), (str(address), 0))
+                        sock.sendto(_request(version, identity, number), (str(address), 0))
             select.select([sock], [], [], max(0.0, next_time - time.monotonic()))
-            for received, sender, _number in _replies(sock, identity):
+            for received, sender, _number in _replies(sock, version, identity):
                 if sender in wanted:
                     answered.setdefault(sender, received)
     return answered

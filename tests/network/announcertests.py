@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from kiwi.model import Assignment
+from kiwi.model import Address, Assignment, in_order
 from kiwi.network.interface import IAnnouncer, NetworkError
 
-FIRST = IPv4Address("192.168.1.41")
-MANY = frozenset(IPv4Address("192.168.2.0") + number for number in range(1000))
+from .addressestests import Family, plus
 
 
 class AnnouncerFixture(Protocol):
     """
-    A host with a neighbour. Its clock stands at 100 s.
+    A host with a neighbour at the other end of its C{em1} and its C{em2}. Its clock stands at 100 s.
     """
 
     announcer: IAnnouncer
 
-    def heard(self) -> Sequence[IPv4Address]:
+    def heard(self) -> Sequence[Address]:
         """The addresses that the neighbour heard of since it was last asked."""
 
     def break_link(self) -> None:
-        """Make sending fail."""
+        """Make sending on C{em1} fail."""
 
     def mend_link(self) -> None:
         """Make it work again."""
 
 
-def make_announcer_tests(make: Callable[[SynchronousTestCase], AnnouncerFixture]) -> type[SynchronousTestCase]:
+def make_announcer_tests(
+    make: Callable[[SynchronousTestCase], AnnouncerFixture], family: Family
+) -> type[SynchronousTestCase]:
     """
     @param make: a fresh host; it may add cleanups to the test.
+    @param family: the addresses that are announced.
     """
+    first, second, third = family.first, family.second, plus(family.first, 2)
 
     class AnnouncerTests(SynchronousTestCase):
         def setUp(self) -> None:
@@ -49,8 +51,8 @@ def make_announcer_tests(make: Callable[[SynchronousTestCase], AnnouncerFixture]
 
         def test_announce(self) -> None:
             """The neighbours hear of each address once in each round, in order."""
-            for addresses in ([FIRST, FIRST + 1], [FIRST + 1]):
-                self.announcer.announce({Assignment(address, 101) for address in addresses})
+            for addresses in ([first, second], [second]):
+                self.announcer.announce({Assignment(address, 101, "em1") for address in addresses})
                 self.assertEqual(self.host.heard(), addresses)
 
         def test_nothing(self) -> None:
@@ -60,24 +62,25 @@ def make_announcer_tests(make: Callable[[SynchronousTestCase], AnnouncerFixture]
 
         def test_expired(self) -> None:
             """An address whose time has come is not announced."""
-            self.announcer.announce({Assignment(FIRST, 100), Assignment(FIRST + 1, 99), Assignment(FIRST + 2, 100.01)})
-            self.assertEqual(self.host.heard(), [FIRST + 2])
+            ends = {first: 100, second: 99, third: 100.01}
+            self.announcer.announce({Assignment(address, expires, "em1") for address, expires in ends.items()})
+            self.assertEqual(self.host.heard(), [third])
 
         def test_broken(self) -> None:
             """A link that cannot send is an error, and used again when it can."""
-            self.announcer.announce({Assignment(FIRST, 101)})
+            self.announcer.announce({Assignment(first, 101, "em1")})
             self.host.break_link()
             with self.assertRaises(NetworkError) as caught:
-                self.announcer.announce({Assignment(FIRST, 101)})
+                self.announcer.announce({Assignment(first, 101, "em1")})
             self.assertEqual(str(caught.exception), "announcing addresses on em1: Network is down")
-            self.assertEqual(self.host.heard(), [FIRST])
+            self.assertEqual(self.host.heard(), [first])
             self.host.mend_link()
-            self.announcer.announce({Assignment(FIRST + 1, 101)})
-            self.assertEqual(self.host.heard(), [FIRST + 1])
+            self.announcer.announce({Assignment(second, 101, "em1")})
+            self.assertEqual(self.host.heard(), [second])
 
         def test_many(self) -> None:
-            """A thousand addresses are all heard of."""
-            self.announcer.announce({Assignment(address, 101) for address in MANY})
-            self.assertEqual(self.host.heard(), sorted(MANY))
+            """Very many addresses are all heard of."""
+            self.announcer.announce({Assignment(address, 101, "em1") for address in family.many})
+            self.assertEqual(self.host.heard(), in_order(family.many))
 
     return AnnouncerTests

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 from attrs import frozen
 from pyroute2 import IPRoute, netns
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 _NUMBERS = count()
+
+IFA_F_NODAD = 0x2
+"""Use an IPv6 address at once, and do not ask the link for it (C{linux/if_addr.h})."""
 
 
 @frozen
@@ -22,7 +26,8 @@ class NamespacedHost:
     """
     A host that has entered the calling thread.
 
-    Its interface is a veth whose other end is up in the neighbour's namespace, under the name C{peer}.
+    Its interface is a veth whose other end is up in the neighbour's namespace, under the name C{peer}. No interface has
+    a link-local address: those come a second after it, as news that no test waits for.
     """
 
     interface: str
@@ -38,38 +43,46 @@ class NamespacedHost:
         with IPRoute() as route:
             route.link("set", index=self.index(), **changes)
 
-    def create_link(self) -> None:
-        """Make the interface and its other end, both up."""
-        with IPRoute() as route:
-            route.link("add", ifname=self.interface, kind="veth", peer="peer")
-            route.link("set", index=self.index("peer"), net_ns_fd=self.neighbour)
-            self.link(state="up")
-        with self.at_neighbour(), IPRoute() as route:
-            route.link("set", index=self.index("peer"), state="up")
+    def peer(self, name: str | None = None) -> str:
+        """The name of the other end of an interface, in the neighbour's namespace."""
+        return "peer" if name in (None, self.interface) else f"peer-{name}"
 
-    def remove_link(self) -> None:
-        """Delete the interface, and with it the other end."""
+    def create_link(self, name: str | None = None) -> None:
+        """Make an interface and its other end, both up."""
+        name, peer = name or self.interface, self.peer(name)
         with IPRoute() as route:
-            route.link("del", index=self.index())
+            route.link("add", ifname=name, kind="veth", peer=peer)
+            route.link("set", index=self.index(peer), net_ns_fd=self.neighbour)
+            route.link("set", index=self.index(name), state="up")
+        with self.at_neighbour(), IPRoute() as route:
+            route.link("set", index=self.index(peer), state="up")
+
+    def remove_link(self, name: str | None = None) -> None:
+        """Delete an interface, and with it the other end."""
+        with IPRoute() as route:
+            route.link("del", index=self.index(name))
 
     def address(self, command: str, address: str, interface: str | None = None, **attributes: Any) -> None:
         """Change an address with its prefix, as a person does by hand."""
         local, prefix = address.split("/")
+        if ":" in address and command != "del":
+            attributes.setdefault("flags", IFA_F_NODAD)
         with IPRoute() as route:
             route.addr(command, index=self.index(interface), address=local, prefixlen=int(prefix), **attributes)
 
     def addresses(self, interface: str | None = None) -> dict[str, dict[str, Any]]:
-        """The attributes of each IPv4 address of an interface (the host's own if none is named), read by pyroute2."""
+        """The attributes of each address of an interface (the host's own if none is named), read by pyroute2."""
         with IPRoute() as route:
             return {
-                f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}": {
+                f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}": {
                     "label": message.get_attr("IFA_LABEL"),
                     "proto": message.get_attr("IFA_PROTO"),
                     "scope": message["scope"],
+                    "flags": message.get_attr("IFA_FLAGS"),
                     "valid": message.get_attr("IFA_CACHEINFO")["ifa_valid"],
                     "preferred": message.get_attr("IFA_CACHEINFO")["ifa_preferred"],
                 }
-                for message in route.get_addr(family=socket.AF_INET, index=self.index(interface))
+                for message in route.get_addr(index=self.index(interface))
             }
 
     @contextmanager
@@ -103,7 +116,26 @@ def _create(case: SynchronousTestCase | TestCase) -> str:
     name = f"kiwi-test-{os.getpid()}-{next(_NUMBERS)}"
     netns.create(name)
     case.addCleanup(netns.remove, name)
+    netns.pushns(name)
+    try:
+        sysctl("net/ipv6/conf/default/addr_gen_mode", 1)
+    finally:
+        netns.popns()
     return name
+
+
+def make_link(case: SynchronousTestCase | TestCase, *commands: str) -> None:
+    """Make an interface, by C{ip link} with each of these; skip the test where the kernel has none of its kind."""
+    for command in commands:
+        done = subprocess.run(["ip", "link", *command.split()], check=False, capture_output=True, text=True)
+        if "Unknown device type" in done.stderr:
+            raise SkipTest(f"this kernel cannot: ip link {command}")
+        case.assertEqual(done.stderr, "")
+
+
+def sysctl(name: str, value: int) -> None:
+    """Set a variable of the calling thread's network namespace."""
+    Path(f"/proc/sys/{name}").write_text(str(value))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import struct
 from ipaddress import IPv4Address
 
@@ -11,7 +9,10 @@ from hypothesis import example, given
 from hypothesis.strategies import SearchStrategy, binary, builds, integers, just, one_of, sampled_from
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.network.arp import DEAF, arp_announcement, arp_probe, attach_filter, read_probe, read_sender, sender_filter
+from kiwi.network.arp import arp_announcement, arp_probe, read_probe, read_sender, sender_filter
+from kiwi.network.packets import DEAF
+
+from .wires import passed
 
 FIRST = IPv4Address("192.168.1.41")
 LAST = FIRST + 9
@@ -39,17 +40,6 @@ def frames() -> SearchStrategy[bytes]:
     rests = one_of(targets, binary(min_size=10, max_size=28))
     whole = builds(frame, heads, binary(min_size=6, max_size=6), senders, rests)
     return one_of(whole, builds(lambda full, size: full[:size], whole, integers(0, 60)), binary(max_size=60))
-
-
-def passed(program: bytes, sent: bytes) -> bytes | None:
-    """What the kernel gives a socket with a filter of what it is sent."""
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    with near, far:
-        attach_filter(far, program)
-        near.send(sent)
-        with contextlib.suppress(BlockingIOError):
-            return far.recv(2048)
-    return None
 
 
 class FrameTests(SynchronousTestCase):

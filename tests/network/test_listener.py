@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from time import monotonic
 
@@ -15,21 +14,22 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from kiwi.model import Assignment
-from kiwi.network.announcer import ArpAnnouncer
-from kiwi.network.arp import arp_announcement, arp_probe
-from kiwi.network.listener import ArpListener
+from kiwi.model import Address, Assignment, ip
+from kiwi.network.announcer import LinkAnnouncer
+from kiwi.network.arp import ARP, arp_announcement, arp_probe
+from kiwi.network.listener import LinkListener
+from kiwi.network.ndp import NDP, ndp_advertisement, ndp_probe
 
 from .hosts import enter_host
 from .turns import Turns
 from .wires import Wire
 
-ADDRESS = IPv4Address("192.168.1.41")
+ADDRESS, ADDRESS6 = ip("192.168.1.41"), ip("fd00::41")
 OURS = bytes.fromhex("020000000007")
 THEIRS = bytes.fromhex("020000000008")
 
 
-class ArpListenerTests(SynchronousTestCase):
+class LinkListenerTests(SynchronousTestCase):
     """A listener on a host, and another machine of which we send the frames."""
 
     def setUp(self) -> None:
@@ -38,11 +38,12 @@ class ArpListenerTests(SynchronousTestCase):
         self.wire = Wire(self.host)
         self.addCleanup(self.wire.close)
         self.turns = Turns()
-        self.told: list[tuple[IPv4Address, bytes]] = []
-        self.listener = ArpListener(self.turns, "em1", self.hear)
+        self.told: list[tuple[Address, bytes]] = []
+        self.listener = LinkListener(self.turns, ["em1"], self.hear)
         self.addCleanup(self.stop)
 
-    def hear(self, address: IPv4Address, mac: bytes) -> None:
+    def hear(self, address: Address, mac: bytes, interface: str) -> None:
+        self.assertEqual(interface, "em1")
         self.told.append((address, mac))
 
     def start(self) -> None:
@@ -52,7 +53,7 @@ class ArpListenerTests(SynchronousTestCase):
         if self.listener.running:
             self.listener.stopService()
 
-    def heard(self) -> list[tuple[IPv4Address, bytes]]:
+    def heard(self) -> list[tuple[Address, bytes]]:
         """What the listener told, until it is quiet."""
         self.turns.advance(0.02)
         while self.turns.turn(0.2):
@@ -60,7 +61,7 @@ class ArpListenerTests(SynchronousTestCase):
         told, self.told = self.told, []
         return told
 
-    def say(self, address: IPv4Address = ADDRESS) -> None:
+    def say(self, address: Address = ADDRESS) -> None:
         """Another machine announces an address, in request form."""
         self.wire.send(arp_announcement(THEIRS, address)[0])
 
@@ -80,9 +81,11 @@ class ArpListenerTests(SynchronousTestCase):
         self.wire.listen()
 
     def test_interface(self) -> None:
-        """It provides what the reactor wants of it."""
-        verifyObject(IReadDescriptor, self.listener)
-        self.assertEqual(self.listener.logPrefix(), "arp")
+        """It reads with what provides what the reactor wants of it, for each protocol."""
+        self.start()
+        for reader in self.turns.readers:
+            verifyObject(IReadDescriptor, reader)
+        self.assertEqual([reader.logPrefix() for reader in self.turns.readers], ["ARP", "NDP"])
 
     def test_announcement(self) -> None:
         """Each announcement of another machine is told, in either form."""
@@ -90,17 +93,53 @@ class ArpListenerTests(SynchronousTestCase):
         self.wire.send(*arp_announcement(THEIRS, ADDRESS), *arp_announcement(THEIRS, ADDRESS + 1))
         self.assertEqual(self.heard(), [(ADDRESS, THEIRS)] * 2 + [(ADDRESS + 1, THEIRS)] * 2)
 
+    def wire6(self, interface: str = "em1") -> Wire:
+        """The other end of an interface, for NDP."""
+        wire = Wire(self.host, NDP, interface)
+        self.addCleanup(wire.close)
+        return wire
+
+    def test_advertisement(self) -> None:
+        """Each advertisement of another machine is told."""
+        self.start()
+        self.wire6().send(*ndp_advertisement(THEIRS, ADDRESS6), *ndp_advertisement(THEIRS, ADDRESS6 + 1))
+        self.assertEqual(self.heard(), [(ADDRESS6, THEIRS), (ADDRESS6 + 1, THEIRS)])
+
+    def test_two_interfaces(self) -> None:
+        """What is heard is told with the interface of its link; one that is missing keeps nothing back."""
+        self.host.create_link("em2")
+        told: list[tuple[Address, bytes, str]] = []
+        with capturedLogs() as events:
+            listener = LinkListener(self.turns, ["em3", "em1", "em2"], lambda *heard: told.append(heard))
+            listener.startService()
+            self.turns.advance(1)
+        self.addCleanup(listener.stopService)
+        expected = ["cannot hear who has which address on em3, trying again: No such device"]
+        self.assertEqual([formatEvent(event) for event in events], expected)
+        second = Wire(self.host, ARP, "em2")
+        self.addCleanup(second.close)
+        self.say()
+        second.send(arp_announcement(THEIRS, ADDRESS + 1)[0])
+        self.wire6("em2").send(*ndp_advertisement(THEIRS, ADDRESS6))
+        self.heard()
+        expected_to_be_told = {(ADDRESS, THEIRS, "em1"), (ADDRESS + 1, THEIRS, "em2"), (ADDRESS6, THEIRS, "em2")}
+        self.assertEqual((set(told), len(told)), (expected_to_be_told, 3))
+
     def test_ourselves(self) -> None:
         """What we announce is not told, not even if it comes back to us; whatever our MAC address is by then."""
         self.start()
-        announcer = ArpAnnouncer("em1", lambda: 0.0)
+        announcer = LinkAnnouncer(lambda: 0.0)
         self.addCleanup(announcer.close)
+        wire6 = self.wire6()
         for mac in (OURS, bytes.fromhex("020000000009")):
             self.host.link(address=mac.hex(":"))
-            announcer.announce({Assignment(ADDRESS, 1)})
-            own = self.wire.frames()
-            self.assertEqual(own, list(arp_announcement(mac, ADDRESS)))
+            announcer.announce({Assignment(ADDRESS, 1, "em1"), Assignment(ADDRESS6, 1, "em1")})
+            own, own6 = self.wire.frames(), wire6.frames()
+            self.assertEqual(
+                (own, own6), (list(arp_announcement(mac, ADDRESS)), list(ndp_advertisement(mac, ADDRESS6)))
+            )
             self.wire.send(*own)
+            wire6.send(*own6)
             self.say(ADDRESS + 1)
             self.assertEqual(self.heard(), [(ADDRESS + 1, THEIRS)])
 
@@ -115,31 +154,37 @@ class ArpListenerTests(SynchronousTestCase):
             announcement[:41],
             announcement[:20] + b"\0\3" + announcement[22:],
         )
+        (advertisement,) = ndp_advertisement(THEIRS, ADDRESS6)
+        self.wire6().send(
+            ndp_probe(THEIRS, ADDRESS6),
+            advertisement[:12] + bytes.fromhex("81000005") + advertisement[12:],
+            advertisement[:77],
+        )
         self.assert_hears()
 
     def test_flood(self) -> None:
-        """However much there is to hear, 200 frames are heard in a turn, and there is a turn each 20 ms."""
+        """However much there is to hear, 100 frames are heard by each protocol in a turn, and one turn each 20 ms."""
         self.start()
         for number in range(500):
             self.say(ADDRESS + number)
         counts = []
-        for _ in range(3):
+        for _ in range(5):
             self.assertTrue(self.turns.turn(1))
             counts.append(len(self.told))
             self.turns.advance(0.019)
-            self.assertEqual(self.turns.readers, [])
+            self.assertEqual([reader.logPrefix() for reader in self.turns.readers], ["NDP"])
             self.turns.advance(0.001)
-        self.assertEqual(counts, [200, 400, 500])
+        self.assertEqual(counts, [100, 200, 300, 400, 500])
         self.assertEqual(self.heard(), [(ADDRESS + number, THEIRS) for number in range(500)])
 
     def test_mistake(self) -> None:
         """Someone who cannot bear to be told keeps nobody from being heard."""
 
-        def hear(address: IPv4Address, mac: bytes) -> None:
-            self.hear(address, mac)
+        def hear(address: Address, mac: bytes, interface: str) -> None:
+            self.hear(address, mac, interface)
             raise ZeroDivisionError
 
-        mistaken = ArpListener(self.turns, "em1", hear)
+        mistaken = LinkListener(self.turns, ["em1"], hear)
         mistaken.startService()
         self.addCleanup(mistaken.stopService)
         self.say()
@@ -194,7 +239,8 @@ class ArpListenerTests(SynchronousTestCase):
     def test_reactor_gives_up(self) -> None:
         """That the reactor gave up on the socket changes nothing."""
         self.start()
-        self.listener.connectionLost(Failure(ConnectionLost()))
+        for reader in self.turns.readers[:]:
+            reader.connectionLost(Failure(ConnectionLost()))
         self.assert_hears()
 
     def test_no_socket(self) -> None:
@@ -205,7 +251,7 @@ class ArpListenerTests(SynchronousTestCase):
             self.start()
         finally:
             setrlimit(RLIMIT_NOFILE, limits)
-        self.assertEqual((self.listener.fileno(), self.turns.readers), (-1, []))
+        self.assertEqual(self.turns.readers, [])
         self.turns.advance(1)
         self.assert_hears()
 
@@ -216,20 +262,22 @@ class ArpListenerTests(SynchronousTestCase):
             self.say()
             if rests:
                 self.assertTrue(self.turns.turn(1))
+            readers = self.turns.readers[:]
             self.stop()
-            self.listener.connectionLost(Failure(ConnectionLost()))
-            state = (self.listener.fileno(), self.turns.readers, self.turns.getDelayedCalls())
-            self.assertEqual(state, (-1, [], []))
+            for reader in readers:
+                reader.connectionLost(Failure(ConnectionLost()))
+            self.assertEqual({reader.fileno() for reader in readers}, {-1})
+            self.assertEqual((self.turns.readers, self.turns.getDelayedCalls()), ([], []))
             self.assertEqual(self.heard(), [(ADDRESS, THEIRS)] * rests)
 
     def test_stop_when_told(self) -> None:
         """Who is told may stop the listener, and is told nothing more."""
 
-        def hear(address: IPv4Address, mac: bytes) -> None:
-            self.hear(address, mac)
+        def hear(address: Address, mac: bytes, interface: str) -> None:
+            self.hear(address, mac, interface)
             listener.stopService()
 
-        listener = ArpListener(self.turns, "em1", hear)
+        listener = LinkListener(self.turns, ["em1"], hear)
         listener.startService()
         self.say()
         self.say(ADDRESS + 1)
@@ -245,12 +293,12 @@ class ReactorTests(TestCase):
         host = enter_host(self)
         wire = Wire(host)
         self.addCleanup(wire.close)
-        told: list[IPv4Address] = []
-        listener = ArpListener(reactor, "em1", lambda address, mac: told.append(address))
+        told: list[Address] = []
+        listener = LinkListener(reactor, ["em1"], lambda address, mac, interface: told.append(address))
         listener.startService()
         self.addCleanup(listener.stopService)
 
-        async def hears(address: IPv4Address) -> None:
+        async def hears(address: Address) -> None:
             end = monotonic() + 20
             while address not in told:
                 self.assertLess(monotonic(), end)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_interface
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from socket import AF_INET6
 from time import monotonic
 
 from pyroute2 import IPRoute
@@ -17,6 +19,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from kiwi.model import Assignment, ip
+from kiwi.network.addresses import PROTOCOL, NetlinkAddresses
 from kiwi.network.monitor import NetlinkMonitor, is_news
 
 from .hosts import enter_host
@@ -64,8 +68,25 @@ class NetlinkMonitorTests(SynchronousTestCase):
 
     def test_address(self) -> None:
         """An address that comes or goes, and one that is only extended, is news."""
-        for command in ("add", "replace", "del"):
-            self.assert_news(partial(self.host.address, command, "192.168.1.41/32"))
+        for address in ("192.168.1.41/32", "fd00::41/128"):
+            for command in ("add", "replace", "del"):
+                self.assert_news(partial(self.host.address, command, address))
+
+    def test_our_addresses(self) -> None:
+        """
+        That an address of ours comes or is extended is no news, nor are the routes of single addresses; that it goes
+        is, and that it has no end any more.
+        """
+        addresses = NetlinkAddresses(["em1"], lambda: 0.0)
+        for address, label in (("192.168.1.41", {"label": "em1:kube"}), ("fd00::41", {})):
+            for _ in range(2):
+                addresses.assign({Assignment(ip(address), 100, "em1")})
+                self.assertEqual(self.told(), 0)
+            alone = str(ip_interface(address))
+            self.assert_news(partial(self.host.address, "replace", alone, proto=PROTOCOL, **label))
+            self.assert_news(partial(self.host.address, "replace", alone, valid_lft=9, preferred_lft=9, **label))
+            addresses.assign({Assignment(ip(address), 100, "em1")})
+            self.assert_news(partial(self.host.address, "del", alone))
 
     def test_link(self) -> None:
         """An interface that loses its carrier, goes down, or is deleted is news."""
@@ -84,6 +105,15 @@ class NetlinkMonitorTests(SynchronousTestCase):
         self.assert_news(lambda: self.default_route("add", gateway="192.168.1.1"))
         self.assert_news(lambda: self.default_route("del", gateway="192.168.1.1"))
         self.default_route("add", dst="10.0.0.0/8", gateway="192.168.1.1")
+        self.assertEqual(self.told(), 0)
+
+    def test_default_route_of_ipv6(self) -> None:
+        """The same with IPv6."""
+        self.host.address("add", "fd00::2/64")
+        self.told()
+        self.assert_news(lambda: self.default_route("add", gateway="fd00::1", family=AF_INET6))
+        self.assert_news(lambda: self.default_route("del", gateway="fd00::1", family=AF_INET6))
+        self.default_route("add", dst="fd01::/16", gateway="fd00::1", family=AF_INET6)
         self.assertEqual(self.told(), 0)
 
     def test_once_a_turn(self) -> None:

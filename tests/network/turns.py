@@ -17,6 +17,10 @@ class Reader(Protocol):
 
     def doRead(self) -> Failure | None: ...
 
+    def connectionLost(self, reason: Failure) -> None: ...
+
+    def logPrefix(self) -> str: ...
+
 
 @define(eq=False)
 class Turns(Clock):

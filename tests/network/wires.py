@@ -1,4 +1,4 @@
-"""The neighbour's end of a link, as the frames of ARP that come and go there."""
+"""The neighbour's end of a link, as the frames of ARP or NDP that come and go there."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import socket
 
 from attrs import define, field
 
+from kiwi.network.arp import ARP
+from kiwi.network.ndp import NDP
+from kiwi.network.packets import NeighbourProtocol, attach_filter, passing
+
 from .hosts import NamespacedHost
 
-ETH_P_ARP = 0x0806
 SO_RCVBUFFORCE = 33
+
+WHAT_KERNELS_SAY = 0x30, 20, 58, 58
+"""The kernels of both hosts are members of groups, and say so behind an option: only plain ICMPv6 is heard."""
 
 
 @define
 class Wire:
-    """The neighbour hears every frame of ARP that the host sends, and can send the host any frame."""
+    """
+    The neighbour hears every frame of a protocol that the host sends to the link, and can send the host any frame.
+
+    @ivar protocol: ARP or NDP.
+    @ivar interface: that of the host at the other end; its own if none is named.
+    """
 
     host: NamespacedHost
+    protocol: NeighbourProtocol = ARP
+    interface: str | None = None
     _socket: socket.socket = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -26,8 +39,10 @@ class Wire:
     def listen(self) -> None:
         """Listen at the other end of the link, as it is now."""
         with self.host.at_neighbour():
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP))
-            self._socket.bind(("peer", ETH_P_ARP))
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            if self.protocol is NDP:
+                attach_filter(self._socket, passing([WHAT_KERNELS_SAY], [[]], 2048))
+            self._socket.bind((self.host.peer(self.interface), self.protocol.kind))
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 * 2**20)
 
     def close(self) -> None:
@@ -50,3 +65,14 @@ class Wire:
         """Let the host receive these."""
         for frame in frames:
             self._socket.send(frame)
+
+
+def passed(program: bytes, sent: bytes) -> bytes | None:
+    """What the kernel gives a socket with a filter of what it is sent."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with near, far:
+        attach_filter(far, program)
+        near.send(sent)
+        with contextlib.suppress(BlockingIOError):
+            return far.recv(2048)
+    return None

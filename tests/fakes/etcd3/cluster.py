@@ -191,6 +191,10 @@ class FakeEtcd3:
         waited, self._waiting = len(left) < len(self._waiting), left
         return waited
 
+    def forget_waiting(self, member: Member) -> None:
+        """What this member was asked is lost."""
+        self._waiting = [each for each in self._waiting if each.member is not member]
+
     def carried_out(self, path: str) -> None:
         """A request may have changed something."""
         self.pass_soon()
@@ -251,7 +255,7 @@ class FakeEtcd3:
             for member in connected:
                 member.lose_leader()
         if self.leader is None and quorum:
-            alone = next((member for member in connected if member.leads_alone), None)
+            alone = next((each for each in connected if each.leads_alone and each.term == self.term), None)
             if alone is not None:
                 # It has not noticed, and nor has anybody else: what it has confirmed meanwhile counts.
                 self.store.leases = {

@@ -95,6 +95,7 @@ class Member(Resource):
         self.is_down = True
         self._forget()
         self._break()
+        self.cluster.forget_waiting(self)
         self.cluster.members_changed()
 
     def recover(self) -> None:
