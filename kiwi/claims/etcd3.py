@@ -42,8 +42,8 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # goes on with the lease of that one, which the record's key tells; and with it all claims. If that lease has another
 # TTL than is wanted now, it takes a new one, and moves its claims as it comes to them (Note [The late delete]).
 #
-# A claim is made in a transaction that compares the agent's record as well: what made it, its lease, and that it is no
-# older than the last confirmation. So a claim never rests on what this agent does not know to be its own.
+# A claim is made in a transaction that compares the agent's record as well: its lease, and that it is no older than
+# the last confirmation. So a claim never rests on what this agent does not know to be its own.
 #
 # Note [A leader of the past]
 # The leader alone keeps leases, and asks nobody when it renews one. A leader that was cut off goes on doing so until it

@@ -132,6 +132,7 @@ class Etcd3Mirror:
     history: str | None = field(default=None, init=False)
     oddities: list[Oddity] = field(factory=list, init=False)
     _orphans: dict[Address, _Orphan] = field(factory=dict, init=False)
+    _holders: dict[Address, str] = field(factory=dict, init=False)
     _sessions: dict[str, _Session] = field(factory=dict, init=False)
     _claims: str = field(init=False)
 
@@ -140,9 +141,7 @@ class Etcd3Mirror:
 
     def known(self, losses: int) -> Claims:
         """What that means."""
-        holders = {address: orphan.holder for address, orphan in self._orphans.items()}
-        holders.update((address, claim.holder) for address, claim in self.claims.items())
-        return Claims(holders, dict(self.agents), losses, self.lost)
+        return Claims(dict(self._holders), dict(self.agents), losses, self.lost)
 
     def put(self, kv: KeyValue, now: float) -> bool:
         """Hear of a key as it is. Whether that says anything new about the claims."""
@@ -185,15 +184,17 @@ class Etcd3Mirror:
         for address, claim in before.claims.items():
             if claim.holder in before.agents and claim.holder not in self.agents:
                 self._orphan(address, claim.holder, evolve(before._sessions[claim.holder], heard=now).until, now)
-        self._orphans = {**before._orphans, **self._orphans}
-        for address in self.claims:
-            self._orphans.pop(address, None)
+        for address, orphan in {**before._orphans, **self._orphans}.items():
+            if address not in self.claims:
+                self._orphans[address], self._holders[address] = orphan, orphan.holder
+            else:
+                self._orphans.pop(address, None)
 
     def let_go(self, now: float) -> bool:
         """Whether any claim is free now that has ended with its agent's lease."""
         over = [address for address, orphan in self._orphans.items() if orphan.until <= now]
         for address in over:
-            del self._orphans[address]
+            del self._orphans[address], self._holders[address]
         return bool(over)
 
     def next_end(self) -> float:
@@ -213,7 +214,10 @@ class Etcd3Mirror:
         session = self._sessions.get(claim.holder)
         if session is not None and (self.keys.agent(claim.holder), kv.modified) in ended:
             self._orphan(address, claim.holder, session.until, now)
-        return address not in self._orphans
+        if address in self._orphans:
+            return False
+        del self._holders[address]
+        return True
 
     def _put_claim(self, kv: KeyValue) -> bool:
         address, claim = self._address(kv.key), claim_key(kv)
@@ -222,9 +226,10 @@ class Etcd3Mirror:
             return False
         before = self.claims.pop(address, None) or self._orphans.pop(address, None)
         if claim is None:
+            self._holders.pop(address, None)
             self.oddities.append(Oddity(kv.key, "it does not say whose it is"))
             return before is not None
-        self.claims[address] = claim
+        self.claims[address], self._holders[address] = claim, claim.holder
         return before is None or before.holder != claim.holder
 
     def _put_agent(self, kv: KeyValue, now: float) -> bool:

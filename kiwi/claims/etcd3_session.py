@@ -22,7 +22,6 @@ from .etcd3_requests import (
     Etcd3Requests,
     NoLease,
     delete,
-    if_created_at,
     if_leased,
     if_modified_at,
     if_modified_since,
@@ -129,7 +128,6 @@ class OwnSession:
     def conditions(self, own: Own) -> list[Document]:
         """What is true while claims may rest on a session, in a store that remembers its last confirmation."""
         return [
-            if_created_at(self.key, own.created),
             if_leased(self.key, own.lease),
             if_modified_since(self.key, own.modified),
         ]
@@ -182,7 +180,7 @@ class OwnSession:
         mine = {own.record.instance, (beat.record or own.record).instance}
         if record is not None and record.instance not in mine:
             return self._lost(beat, own)
-        # An earlier request of this process, of which nothing was heard; or somebody spoilt it; or it is from before.
+        # An earlier sending of this process, of which nothing was heard; or somebody spoilt it; or it is from before.
         self.own = evolve(own, created=there.created, modified=there.modified)
         if there.modified < own.modified:
             raise self.requests.has_forgotten()
@@ -217,17 +215,13 @@ class OwnSession:
 
     async def _put(self, record: AgentRecord, lease: int, over: Own, deadline: float) -> _Put | _Other:
         """Write the record, over one of its states or as a new one."""
-        text = write_session(record, self.ttl)
         conditions = [if_modified_at(self.key, over.modified)]
-        done = await self.requests.transaction(conditions, [put(self.key, text, lease)], [read(self.key)], deadline)
+        success = [put(self.key, write_session(record, self.ttl), lease)]
+        done = await self.requests.transaction(conditions, success, [read(self.key)], deadline)
         if done.succeeded:
             revision = done.header.revision
             return _Put(done.header, over.created if over.modified else revision, revision)
-        kv = next((kv for found in done.found for kv in found), None)
-        if kv is not None and kv.text == text and kv.lease == lease and kv.modified > over.modified:
-            # It is this very request that was carried out before: a first sending of it.
-            return _Put(done.header, kv.created, kv.modified)
-        return _Other(kv)
+        return _Other(next((kv for found in done.found for kv in found), None))
 
     def _read(self, kv: KeyValue) -> AgentRecord | None:
         return None if kv.text is None else read_record(self.agent_id, kv.text)

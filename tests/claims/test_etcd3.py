@@ -165,6 +165,7 @@ def make_key_tests(make: Callable[[TestCase], Etcd3Stage]) -> type[TestCase]:
             self.assertEqual(await self.world.of(self.a.renew({ONE, TWO})), {ONE: Lost(), TWO: Lost()})
             self.assertIsInstance(await self.world.of(self.a.acquire(ONE)), Unavailable)
             await registered(self.stage, self.a, A)
+            self.assertEqual(await self.world.of(self.a.renew({ONE, TWO})), {ONE: Lost(), TWO: Lost()})
             await granted(self.stage, self.a, ONE)
 
         async def test_lease_is_revoked_before_a_claim(self) -> None:

@@ -250,6 +250,16 @@ class LateTests(OverFake):
         self.fake.thaw()
         await granted(self.stage, self.b, ONE)
 
+    async def test_claim_of_an_earlier_life(self) -> None:
+        """Nor where it would rest on the lease of an earlier life, which the agent has left since."""
+        self.fake.hanging = True
+        self.assertIsInstance(await self.world.of(self.a.acquire(ONE)), Unavailable)
+        self.fake.hanging = False
+        again, second = self.stage.store("a", 2 * TTL), evolve(A, instance="second")
+        self.assertIsInstance(await self.world.of(again.register(second, A)), Granted)
+        self.fake.thaw()
+        await granted(self.stage, again, ONE)
+
     async def test_claim_that_worked(self) -> None:
         """A claim of which nothing was heard is found to be the agent's own, and is written again once."""
         self.fake.lose_replies(1)
@@ -264,12 +274,14 @@ class LateTests(OverFake):
     async def test_deregistration(self) -> None:
         """A heartbeat that is under way does not bring back a record that is taken back meanwhile."""
         self.fake.delay = 0.25
-        beat, end = self.a.register(A), None
+        beat = self.a.register(A)
         await self.world.seconds(0.125)
         end = self.a.deregister(A)
         self.assertEqual(await self.world.of(end), Released())
         self.assertIsInstance(await self.world.of(beat), Granted)
         self.fake.delay = 0
+        last = ["kv/txn", "kv/txn", "lease/timetolive", "lease/revoke"]
+        self.assertEqual(self.asked(), ["lease/keepalive", "kv/txn", *last])
         self.assertEqual((await self.watched(self.b)).last, Claims({}, {"b": B}))
 
 
