@@ -138,14 +138,15 @@ class Etcd3Store:
         """Another member leads."""
         self.cluster.elect()
 
-    def cut_leader_off(self, seconds: float) -> None:
+    def cut_leader_off(self, notices: float | None = None) -> None:
         """
-        The leader does not reach the others. It notices after a while, or only at the end of this: before etcd 3.5.9
-        one that waits for its disk does not.
+        The leader does not reach the others.
+
+        @param notices: seconds after which it notices, if not after a usual time. Before etcd 3.5.9, one that waits for
+            its disk does not.
         """
         if self.cluster.leader is not None:
-            notices = self.random.choice((1.5, 1.5, self.random.uniform(1, 3), seconds + 1.0))
-            self.cluster.leader.cut_off(notices)
+            self.cluster.leader.cut_off(self.random.uniform(1, 3) if notices is None else notices)
 
     def cut_member_off(self, member: str) -> None:
         self._member(member).cut_off()

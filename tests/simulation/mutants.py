@@ -381,17 +381,16 @@ class _CountsFromTheTransaction(OwnSession):
         return answer
 
 
-class _EndsItsNamesakesLease(OwnSession):
-    """The lease of whoever has its id is taken for a remainder, and revoked."""
+class LeavesByRevoking(OwnSession):
+    """The session is ended by revoking its lease, whoever has gone on with that."""
 
     __slots__ = ()
 
-    async def _begin(self, beat: Beat, deadline: float) -> Answer | None:
-        there = await self.requests.get(self.key, deadline)
-        answer = await super()._begin(beat, deadline)
-        if isinstance(answer, Taken) and there is not None:
-            await self.requests._ask("/v3/lease/revoke", {"ID": str(there.lease)}, deadline, lambda said: None)
-        return answer
+    async def _deregister(self, record: AgentRecord) -> Released:
+        if self.own is not None:
+            revoked = {"ID": str(self.own.lease)}
+            await self.requests._ask("/v3/lease/revoke", revoked, self.clock.seconds() + 5, lambda said: None)
+        return Released()
 
 
 class _IgnoresCompaction(Etcd3Watch):
@@ -502,7 +501,6 @@ MUTANTS = (
     Mutant("takes at once what somebody deletes", on_leases(mirror=_EndsWithItsLease), MARGIN, backend="leases"),
     Mutant("believes its lease without a transaction", on_etcd3(session=_BelievesTheLease), MARGIN, backend="etcd3"),
     Mutant("counts from the transaction", on_etcd3(session=_CountsFromTheTransaction), MARGIN, backend="etcd3"),
-    Mutant("ends the lease of its namesake", on_etcd3(session=_EndsItsNamesakesLease), MARGIN, backend="etcd3"),
     Mutant(
         "ignores compaction", on_etcd3(watch=_IgnoresCompaction), ("not in order", "requests of kind"), backend="etcd3"
     ),

@@ -417,7 +417,8 @@ KINDS_OF_LEASES: Mapping[str, Kind] = {
 KINDS_OF_ETCD3: Mapping[str, Kind] = {
     **KINDS,
     "leader changes": Kind(2, _on_etcd3(lambda s, e: s.elect()), scope="store"),
-    "leader cut off": Kind(2.5, _on_etcd3(lambda s, e: s.cut_leader_off(e.seconds)), _rejoin, 2.5, "store"),
+    "leader cut off": Kind(2, _on_etcd3(lambda s, e: s.cut_leader_off()), _rejoin, 2.5, "store"),
+    "leader does not notice": Kind(2, _on_etcd3(lambda s, e: s.cut_leader_off(e.seconds + 1)), _rejoin, 2.5, "store"),
     "member cut off": Kind(1.5, _on_etcd3(_cut_member_off), _rejoin, 2, "store"),
     "leader paused": Kind(2, _on_etcd3(lambda s, e: s.pause_leader()), _rejoin, 2, "store"),
     "store compacted": Kind(

@@ -10,6 +10,7 @@ from .mutants import (
     BelievesAnyLeader,
     DeletesWhateverIsThere,
     EndsEarly,
+    LeavesByRevoking,
     ReleasesWhateverIsThere,
     TakesLossesLightly,
     TrustsTheKeys,
@@ -26,6 +27,7 @@ from .test_scenarios import (
     deleted_when_it_is_back,
     lost_while_its_thread_hangs,
     lost_while_the_carrier_is_away,
+    revoked_after_it_was_adopted,
 )
 from .world import Mutation
 
@@ -74,6 +76,11 @@ class MutantTests(SynchronousTestCase):
         """An agent deletes a claim in etcd v3 without comparing."""
         self.assertIn("has no claim", deleted_after_another_took_it(on_etcd3(store=ReleasesWhateverIsThere)))
         self.assertEqual(deleted_after_another_took_it(Mutation()), "")
+
+    def test_leaves_by_revoking(self) -> None:
+        """An agent revokes a lease with which its next life goes on."""
+        self.assertIn("has no claim", revoked_after_it_was_adopted(on_etcd3(session=LeavesByRevoking)))
+        self.assertEqual(revoked_after_it_was_adopted(Mutation()), "")
 
     def test_believes_any_leader(self) -> None:
         """An agent counts what a leader of the past has said, once a later one has answered something else."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
@@ -11,7 +11,7 @@ from kiwi.model import ip
 from kiwi.network.addresses import preferred_lifetime
 
 from .etcd3_servers import Etcd3Store
-from .lease_servers import LEASE_SERVER, LeaseStore
+from .lease_servers import LeaseStore
 from .schedules import KINDS, Happening
 from .servers import KUBERNETES
 from .transport import Request
@@ -108,9 +108,11 @@ def cut_off_with_clocks_apart(mutation: Mutation) -> str:
 
 @define(eq=False)
 class _Late:
-    """Stands before a server, and keeps the deletions of claims and Leases for later."""
+    """Stands before a server, and keeps some requests for later."""
 
+    world: World
     server: LeaseStore | Etcd3Store
+    is_late: Callable[[Request], bool]
     name: str = "late"
     kept: list[Request] = field(factory=list)
 
@@ -118,16 +120,27 @@ class _Late:
         return self.server.accepts(place)
 
     def receive(self, request: Request) -> None:
-        if request.method == b"DELETE" or b'"success":[{"request_delete_range":' in request.content.getvalue():
+        if self.is_late(request):
             self.kept.append(request)
         else:
             self.server.receive(request)
 
+    def release(self) -> None:
+        """Let them arrive."""
+        for request in self.kept:
+            self.server.receive(request)
+        self.world.check()
 
-def _before(world: World) -> _Late:
+
+def _deletes(request: Request) -> bool:
+    """Whether it deletes a claim or a Lease."""
+    return request.method == b"DELETE" or b'"success":[{"request_delete_range":' in request.content.getvalue()
+
+
+def _before(world: World, is_late: Callable[[Request], bool] = _deletes) -> _Late:
     """From now on, this stands before the store."""
     assert isinstance(world.store, LeaseStore | Etcd3Store)
-    late = _Late(world.store)
+    late = _Late(world, world.store, is_late)
     world.network.servers.update(dict.fromkeys(world.store.places, late))
     return late
 
@@ -147,9 +160,7 @@ def deleted_after_another_took_it(mutation: Mutation) -> str:
             world.pass_time(0.1)
         assert stage.carrier is not carrier
         try:
-            for request in late.kept:
-                late.server.receive(request)
-            world.check()
+            late.release()
         except Violation as wrong:
             return str(wrong)
     return ""
@@ -184,18 +195,46 @@ def confirmed_by_a_leader_of_the_past(mutation: Mutation) -> str:
 
 
 def lost_while_the_carrier_is_away(mutation: Mutation) -> str:
-    """What is wrong when the store loses its data while the carrier is frozen, and cannot be reached."""
+    """
+    What is wrong when the store loses its data while the carrier is frozen, and cannot be reached; and an agent starts
+    then that knows nothing of what was before, and would be the first who may have the address.
+    """
     stage = Stage(mutation=mutation, backend="etcd3")
     with stage:
-        world, carrier = stage.world, stage.carrier
+        world, first = stage.world, stage.carrier
+        first.kill()
+        world.pass_time(15.0)
+        carrier = stage.carrier
         carrier.freeze()
         stage.happen("unplugged", carrier)
         try:
             stage.over(stage.happen("data lost"))
+            world.pass_time(2.0)
+            first.start()
             world.pass_time(15.0)
         except Violation as wrong:
             return str(wrong)
         assert stage.carrier is not carrier
+    return ""
+
+
+def revoked_after_it_was_adopted(mutation: Mutation) -> str:
+    """What is wrong when an agent's last request arrives when its next life has gone on with its lease."""
+    stage = Stage(agents=1, mutation=mutation, backend="etcd3")
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        late = _before(world, lambda request: request.path == b"/v3/lease/revoke")
+        carrier.stop()
+        while not late.kept:
+            world.pass_time(STEP)
+        carrier.kill()
+        carrier.start()
+        world.pass_time(3.0)
+        assert stage.carrier is carrier
+        try:
+            late.release()
+        except Violation as wrong:
+            return str(wrong)
     return ""
 
 
@@ -214,9 +253,7 @@ def deleted_after_it_was_adopted(mutation: Mutation, backend: str = "leases") ->
         world.pass_time(1.0)
         assert stage.carrier is carrier
         try:
-            for request in late.kept:
-                late.server.receive(request)
-            world.check()
+            late.release()
         except Violation as wrong:
             return str(wrong)
     return ""
@@ -227,8 +264,7 @@ def deleted_when_it_is_back(mutation: Mutation) -> str:
     stage = Stage(mutation=mutation, backend="leases")
     with stage:
         world, carrier = stage.world, stage.carrier
-        assert isinstance(world.store, LeaseStore)
-        late = world.network.servers[LEASE_SERVER] = _Late(world.store)
+        late = _before(world)
         cut = stage.happen("cut from the store", carrier)
         while not late.kept:
             world.pass_time(0.1)
@@ -236,8 +272,7 @@ def deleted_when_it_is_back(mutation: Mutation) -> str:
         while not world.carriers(ADDRESS):
             world.pass_time(0.1)
         try:
-            for request in late.kept:
-                world.store.receive(request)
+            late.release()
             world.pass_time(5.0)
         except Violation as wrong:
             return str(wrong)
