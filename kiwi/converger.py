@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
 from math import inf
@@ -35,7 +35,7 @@ from .model import (
 )
 from .network.interface import Assigned, NetworkError, Probed, Unassigned
 from .planning import FRESH, LONGEST_SETTLING, QUIET_LASTS, Announced, Plan, Recorded, Situation, Terms, Written, plan
-from .selection import Attachment, Reach, Refusal, Selection, reach, select
+from .selection import Attachment, Reach, Refusal, Selection, Selector, reach
 from .steps import (
     ADDRESSES,
     FIREWALL,
@@ -65,7 +65,13 @@ ANNOUNCEMENT_GAPS = (0.2, 0.8, 1.5, 2.5)
 """Seconds between the first rounds of announcements."""
 
 ANNOUNCEMENT_INTERVAL = 60.0
-"""Seconds between the later rounds, give or take a tenth."""
+"""
+Seconds between the later rounds, give or take a tenth. All addresses have their rounds together, and so the first of
+these may come sooner.
+"""
+
+BEATS_TO_A_LOOK = 3
+"""Heartbeats from one look at the host to the next, where nothing is said to have changed."""
 
 REST_OF_GIVEN_UP = 30.0
 """Seconds for which an agent leaves an address to the others that it could not put up itself."""
@@ -160,6 +166,7 @@ class Converger(TwistedService):
     refused: Callable[[str], None]
 
     _cluster: Cluster | None = field(default=None, init=False)
+    _selector: Selector = field(factory=Selector, init=False)
     _selection: Selection | None = field(default=None, init=False)
     _selected_for: tuple[object, ...] = field(default=(None, None, None), init=False)
     _reach: Reach | None = field(default=None, init=False)
@@ -180,6 +187,8 @@ class Converger(TwistedService):
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[Address, Announced] = field(factory=dict, init=False)
+    _all_announced_at: float = field(default=-inf, init=False)
+    _beats: int = field(default=0, init=False)
     _wary_until: float = field(default=-inf, init=False)
     _own: AbstractSet[Address] = field(default=frozenset(), init=False)
     _dropped: dict[Address, float] = field(factory=dict, init=False)
@@ -194,6 +203,7 @@ class Converger(TwistedService):
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
     _recorded: Recorded | None = field(default=None, init=False)
+    _session: str = field(default="", init=False)
     _admitted: float | None = field(default=None, init=False)
     _recorded_at: float = field(default=-inf, init=False)
     _claimed_here: set[Address] = field(factory=set, init=False)
@@ -385,10 +395,14 @@ class Converger(TwistedService):
 
     def beat(self) -> None:
         """Time to confirm what is held, to be heard of, and to look whether the host is as it was left."""
-        self._renewals_due.update(self._holds)
+        self._renewals_due.update(
+            a for a, hold in self._holds.items() if not hold.session or hold.session != self._session
+        )
         self._registration_due = True
-        self._host_stale = True
         self._marks_stale = True
+        self._beats += 1
+        if self._beats % BEATS_TO_A_LOOK == 0:
+            self._host_stale = True
         self._wake()
 
     def drain(self) -> Deferred[None]:
@@ -466,12 +480,13 @@ class Converger(TwistedService):
         self._watch_for_twin(now)
         self._heard = {address: heard for address, heard in self._heard.items() if now < heard.at + HEARSAY}
         heard = {address: heard.holder for address, heard in self._heard.items()}
+        everything = set(wanted or ())
         if wanted is not None and self._claims is not None:
-            holders = self._claims.holders
-            free = {a for a in self._may_try_for() if not (a in self._holds or heard.get(a, holders.get(a)))}
+            claimed = (set(self._claims.holders) - set(heard)) | {a for a, holder in heard.items() if holder}
+            free = self._may_try_for(everything) - set(self._holds) - claimed
             self._free_since = {a: self._free_since.get(a, now) for a in free}
             self._note_what_stays(now)
-            self._clear &= wanted.keys()
+            self._clear &= everything
             self._quiet = {a: until for a, until in self._quiet.items() if now < until and a in wanted}
             mine = (None, self.terms.id)
             self._contests = {a: c for a, c in self._contests.items() if a in wanted and self._holder(a) in mine}
@@ -504,7 +519,7 @@ class Converger(TwistedService):
             marks=self._marks,
             marks_stale=self._marks_stale,
             announced=self._announced,
-            new=wanted.keys() - self._clear - self._quiet.keys() - self._foreign.keys() if wanted else frozenset(),
+            new=everything - self._clear - set(self._quiet) - set(self._foreign),
             contested={a: contest.next for a, contest in self._contests.items()},
             foreign=self._foreign.keys(),
             wary_until=self._wary_until,
@@ -545,7 +560,7 @@ class Converger(TwistedService):
         for_services, for_endpoints, for_host = self._selected_for
         if not (services is for_services and endpoints is for_endpoints and rests_on == for_host and self._selection):
             before, host = self._selection, evolve(self._host, own=own)
-            self._selection = select(services.values(), host, self._reach, endpoints)
+            self._selection = self._selector.select(services.values(), host, self._reach, endpoints)
             self._selected_for = (services, endpoints, rests_on)
             self._tell_refusals(self._selection.refusals, before.refusals if before else frozenset())
             self._tell_moves(self._selection, before)
@@ -583,12 +598,13 @@ class Converger(TwistedService):
                     node=node,
                 )
 
-    def _may_try_for(self) -> Iterable[Address]:
+    def _may_try_for(self, wanted: AbstractSet[Address]) -> AbstractSet[Address]:
         """The wanted addresses that this agent would carry if nobody did."""
         if self._selection is None or self._unfit:
-            return ()
-        eligible, undecided, node = self._selection.eligible, self._selection.undecided, self.terms.record.node_name
-        return (a for a in self._selection.wanted if a not in undecided and (a not in eligible or node in eligible[a]))
+            return frozenset()
+        node = self.terms.record.node_name
+        elsewhere = {a for a, nodes in self._selection.eligible.items() if node not in nodes}
+        return wanted - elsewhere - self._selection.undecided
 
     def _end_holds(self, now: float) -> None:
         for hold in [hold for hold in self._holds.values() if self.terms.hold_ends(hold) <= now]:
@@ -691,7 +707,7 @@ class Converger(TwistedService):
         self._store_answered(subject)
         if isinstance(result, Granted):
             self._hear(address, self.terms.id)
-            self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+            self._holds[address] = Hold(address, result.sent, self.clock.seconds(), result.session)
             self.log.info(
                 "{address}: claimed for {services}", address=address, services=self._services_of(address) or "nobody"
             )
@@ -725,13 +741,14 @@ class Converger(TwistedService):
             elif held is None:
                 self._hear(address, self.terms.id)
                 self._clear.add(address)
-                self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+                self._holds[address] = Hold(address, result.sent, self.clock.seconds(), result.session)
                 self.log.info("{address}: the claim is this agent's already; adopted", address=address)
             else:
                 if self._claims is not None and self._claims.holders.get(address) != self.terms.id:
                     self._hear(address, self.terms.id)
-                if result.sent > held.sent:
-                    self._holds[address] = evolve(held, sent=result.sent)
+                if result.sent > held.sent or result.session != held.session:
+                    sent = max(result.sent, held.sent)
+                    self._holds[address] = evolve(held, sent=sent, session=result.session)
 
     @_note.register
     def _note_release(self, step: Release, result: Released | Unavailable) -> None:
@@ -764,6 +781,7 @@ class Converger(TwistedService):
             if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()
             self._recorded_at = result.sent
+            self._confirm(result)
             if self._recorded is None or self._recorded.record != step.record:
                 self._recorded = Recorded(step.record, self.clock.seconds())
             if self._admitted is None:
@@ -775,6 +793,13 @@ class Converger(TwistedService):
             self._refuse("another agent has taken its id while its record in the claim store had ended")
         else:
             self._rests[RECORD] = self.clock.seconds() + REST_OF_TAKEN
+
+    def _confirm(self, result: Granted) -> None:
+        """A session is confirmed, and with it every hold that rests on it."""
+        self._session = result.session
+        for address, held in self._holds.items():
+            if held.session and held.session == result.session and held.sent < result.sent:
+                self._holds[address] = Hold(address, result.sent, held.since, held.session)
 
     def _own_record(self) -> AgentRecord:
         """What the store should have as this agent's record."""
@@ -906,11 +931,14 @@ class Converger(TwistedService):
     def _note_announcement(self, assignment: Assignment) -> None:
         last = self._announced.get(assignment.address)
         rounds = last.rounds + 1 if last else 1
+        now = self.clock.seconds()
         if rounds <= len(ANNOUNCEMENT_GAPS):
-            gap = ANNOUNCEMENT_GAPS[rounds - 1]
+            following = now + ANNOUNCEMENT_GAPS[rounds - 1]
         else:
-            gap = self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
-        self._announced[assignment.address] = Announced(rounds, self.clock.seconds() + gap)
+            if self._all_announced_at < now + ANNOUNCEMENT_INTERVAL / 4:
+                self._all_announced_at = now + self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
+            following = self._all_announced_at
+        self._announced[assignment.address] = Announced(rounds, following)
         if rounds == 1:
             self.log.info("{address}: announced", address=assignment.address)
 

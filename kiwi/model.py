@@ -249,11 +249,13 @@ class Hold:
 
     @ivar sent: when the last confirmed request for it was sent, on the agent's monotonic clock.
     @ivar since: when the claim was won or adopted, on the same clock.
+    @ivar session: what the claim rests on, where the store has that; whatever confirms it confirms this hold.
     """
 
     address: Address
     sent: float
     since: float
+    session: str = ""
 
 
 @frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -54,6 +54,14 @@ class Teller:
             self.changed(self.told)
         except Exception:  # noqa: BLE001 one mistake there must not keep it from hearing of the next change
             self.log.failure("the change of a claim could not be acted on")
+
+
+@frozen
+class Oddity:
+    """Something in the store that is passed over, and why. C{subject} is the same for each time that it is seen."""
+
+    subject: str
+    why: str
 
 
 @define(eq=False)

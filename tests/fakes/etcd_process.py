@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.error import URLError
@@ -86,7 +86,12 @@ class EtcdProcess:
         environment["ETCD_UNSUPPORTED_ARCH"] = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
         with open(f"{self._folder}/log", "ab") as log:
             self._process = subprocess.Popen(
-                [self.binary, "--enable-v2", *(f"--{name}={value}" for name, value in arguments.items())],
+                [
+                    self.binary,
+                    "--enable-v2",
+                    *(f"--{name}={value}" for name, value in arguments.items()),
+                    *self._security(),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,6 +99,16 @@ class EtcdProcess:
             )
         if wait:
             self.wait()
+
+    def _security(self) -> Sequence[str]:
+        """Further options of etcd."""
+        return ()
+
+    def _path(self) -> str:
+        """
+        What it answers once it is of use: writes need a leader, and a read through the leader shows that there is one.
+        """
+        return "/v2/keys/?quorum=true"
 
     def wait(self) -> None:
         """Until it answers."""
@@ -106,8 +121,7 @@ class EtcdProcess:
 
     def _answers(self) -> bool:
         try:
-            # Writes need a leader, and a read through the leader shows that there is one.
-            with build_opener(ProxyHandler({})).open(f"{self.endpoint}/v2/keys/?quorum=true", timeout=2) as answer:
+            with build_opener(ProxyHandler({})).open(self.endpoint + self._path(), timeout=2) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False

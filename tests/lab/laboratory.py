@@ -619,8 +619,8 @@ class Lab:
         return process
 
     def agent_options(self, store_port: int = ETCD_PORT) -> list[str]:
-        """The options that every agent of the lab needs to find its cluster."""
-        return ["-s", f"http://{CLUSTER}:{store_port}", "-k", f"http://{CLUSTER}:{API_PORT}"]
+        """The options that every agent of the lab needs to find its cluster. Claims are in etcd v2."""
+        return ["-s", f"http://{CLUSTER}:{store_port}", "-k", f"http://{CLUSTER}:{API_PORT}", "--store", "etcd2"]
 
     def start_agent(
         self,
