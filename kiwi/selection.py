@@ -32,10 +32,12 @@ class Attachment:
     An interface that addresses go to, as an operator names it.
 
     @ivar ranges: the addresses that go there; where it is empty, those of its subnets.
+    @ivar versions: of IP, the ones whose addresses may go there.
     """
 
     interface: str
     ranges: tuple[Network, ...] = ()
+    versions: frozenset[int] = frozenset({4, 6})
 
 
 @frozen
@@ -126,7 +128,11 @@ def reach(
             own = ranges
         if not own:
             own = {configured.network for configured in subnets.get(attachment.interface, ()) if _counts(configured)}
-        places += [(network, attachment.interface) for network in sorted(own, key=network_order)]
+        places += [
+            (network, attachment.interface)
+            for network in sorted(own, key=network_order)
+            if network.version in attachment.versions
+        ]
     places.sort(key=lambda place: -place[0].prefixlen)
     return Reach(tuple(ranges), tuple(places))
 

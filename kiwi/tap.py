@@ -215,6 +215,8 @@ def makeService(options: Options) -> IService:
     interfaces = [attachment.interface for attachment in attachments]
     log = logger("kiwi")
     firewall = _chosen_firewall(chosen, lambda line: clock.callFromThread(log.warn, "{line}", line=line))
+    if firewall.without_ipv6 is not None:
+        attachments = tuple(evolve(attachment, versions=frozenset({4})) for attachment in attachments)
     names = _only_one(chosen, interfaces)
     network, watch_host, watch_neighbours, parts = (
         _network(firewall.firewall, interfaces, reactor) if chosen.driver else _no_network(interfaces)
@@ -242,7 +244,7 @@ def makeService(options: Options) -> IService:
     log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
     log.info("Traffic is marked by {firewall}", firewall=firewall.name)
     if firewall.without_ipv6 is not None:
-        log.warn("IPv6 traffic cannot be marked: {reason}", reason=firewall.without_ipv6)
+        log.warn("IPv6 addresses are not carried, for they cannot be marked: {reason}", reason=firewall.without_ipv6)
     for warning in (*access.warnings, *etcd.warnings):
         log.warn("{warning}", warning=warning)
     return Agent(

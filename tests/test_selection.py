@@ -154,6 +154,14 @@ class ReachTests(SynchronousTestCase):
         where = self.places(both, "", "10.2.0.1", "10.1.0.1", "192.168.1.41")
         self.assertEqual(where, ["em1", "em2", None])
 
+    def test_versions(self) -> None:
+        """An interface may be for one version of IP only."""
+        only = Attachment("em1", versions=frozenset({4}))
+        for ranges in ("", "192.168.1.0/24 fd00::/64"):
+            self.assertEqual(self.places([only], ranges, "192.168.1.41", "fd00::41"), ["em1", None])
+            found = reach([only], [ip_network(text) for text in ranges.split()], self.SUBNETS)
+            self.assertEqual(list(map(str, found.networks(["em1"]))), ["192.168.1.0/24"])
+
     def test_ranges_of_all(self) -> None:
         """What may be taken at all limits every interface, and with only one of them it all goes there."""
         both = [Attachment("em1"), Attachment("em2")]
