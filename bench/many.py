@@ -6,10 +6,10 @@ All Services are there before, with two ports each. The parts, for each number o
 cold     Three agents start. The time from the start of the first one until the last address has answered the client.
 changed  One Service after the other gets another address. The time from the request that changes it until the new
          address answers the client, which pings it every 2 ms.
-steady   The three agents are watched when nothing happens any more but what happens all the time: the memory of each one,
-         and the processor time that it and the processes that it started have taken, per second. The same of etcd.
-dead     The carrier of the first address is dead: killed, and its cable pulled out. The time from then until the last of
-         the addresses that it had has answered the client.
+steady   The three agents are watched when nothing happens any more but what happens all the time: the memory of each
+         one, and the processor time that it and the processes that it started have taken, per second. The same of etcd.
+dead     The carrier of the first address is dead: killed, and its cable pulled out. The time from then until the last
+         of the addresses that it had has answered the client.
 alone    A single agent carries as many addresses as "--alone" says, and is watched in the same way.
 """
 
@@ -99,27 +99,15 @@ def watched(bench: Bench, agents: Sequence[Process], part: str, goals: Sequence[
     *shares, of_etcd = ((late.cpu - early.cpu) / passed for early, late in zip(before, after, strict=True))
     memory = [usage.memory for usage in after[:-1]]
     most = max(usage.most_memory for usage in after[:-1])
-    number = str(len(bench.wanted))
-    yield [
-        part,
-        "share of a core of an agent",
-        number,
-        "1",
-        f"{statistics.median(shares):.2%}",
-        f"{max(shares):.2%}",
-        goals[0],
-    ]
-    yield [
-        part,
-        "memory of an agent",
-        number,
-        "1",
-        f"{statistics.median(memory):.0f} MB",
-        f"{max(memory):.0f} MB",
-        goals[1],
-    ]
-    yield [part, "the same, at its most", number, "1", "", f"{most:.0f} MB", ""]
-    yield [part, "share of a core of etcd", number, "1", f"{of_etcd:.2%}", "", ""]
+
+    def figure(what: str, value: str, worst: str = "", goal: str = "") -> Row:
+        return [part, what, str(len(bench.wanted)), "1", value, worst, goal]
+
+    share, size = statistics.median(shares), statistics.median(memory)
+    yield figure("share of a core of an agent", f"{share:.2%}", f"{max(shares):.2%}", goals[0])
+    yield figure("memory of an agent", f"{size:.0f} MB", f"{max(memory):.0f} MB", goals[1])
+    yield figure("the same, at its most", "", f"{most:.0f} MB")
+    yield figure("share of a core of etcd", f"{of_etcd:.2%}")
 
 
 def steady(bench: Bench) -> Iterator[Row]:
