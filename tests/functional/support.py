@@ -186,7 +186,11 @@ class AgentTestCase(SynchronousTestCase):
     def known_agents(self) -> set[str]:
         """The ids of the agents that have a record in the claim store."""
         folder = "/kiwi/agents/"
-        return {key.removeprefix(folder) for key in self.lab.cluster.nodes() if key.startswith(folder)}
+        return {key.removeprefix(folder) for key in self.keys() if key.startswith(folder)}
+
+    def keys(self) -> set[str]:
+        """The keys of Kiwi's that are in etcd."""
+        return set(self.lab.cluster.nodes())
 
     def serve(self) -> None:
         """Run the small web server on all hosts."""
