@@ -154,8 +154,10 @@ class NamesakeTests(FailureTestCase):
         """
         name = self.carrier.name
         elsewhere = self.others()[0]
-        options = ("--id", name, "--interface", "em2", "--fwchain", "NAMESAKE", "--ttl", str(self.ttl))
-        second = {host.name: self.lab.start_agent(host, *options) for host in (self.carrier, elsewhere)}
+        options, network = ("--id", name, "--fwchain", "NAMESAKE", "--ttl", str(self.ttl)), ("--interface", "em2")
+        second = {
+            host.name: self.lab.start_agent(host, *options, network=network) for host in (self.carrier, elsewhere)
+        }
         for process in second.values():
             self.assertEqual(process.wait(20), 1, process.story())
             (line,) = process.errors().splitlines()

@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from tests.lab.clocks import WallClock
-from tests.lab.laboratory import IPTABLES, Host, service
+from tests.lab.laboratory import ETCD_PORT, IPTABLES, Host, service
 from tests.lab.processes import Process
 
 from .support import ADDRESS, SLACK, AgentTestCase, FailureTestCase
@@ -177,13 +177,15 @@ class UplinkTests(NetworkTestCase):
 class LinkTests(AgentTestCase):
     """The interface that carries the address is not the one through which the agents reach store and API."""
 
-    options = ("--interface", "em2", "-r", "192.168.2.0/24")
-
     def setUp(self) -> None:
         super().setUp()
-        self.agents = self.start_agents(*self.options)
+        self.agents = self.start_agents()
         self.create(service("web", [SECOND_ADDRESS]))
         self.carrier = self._carrier()
+
+    def start_agent(self, host: Host, *options: str, store_port: int = ETCD_PORT) -> Process:
+        network = ("--interface", "em2", "-r", "192.168.2.0/24")
+        return self.lab.start_agent(host, *options, store_port=store_port, network=network)
 
     def _having(self) -> list[Host]:
         names = self.lab.ears.having(SECOND_ADDRESS)

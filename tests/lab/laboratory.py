@@ -480,7 +480,7 @@ class Cluster:
             return False
 
     def _ask_api(self, method: str, path: str, body: Any = None) -> Answer:
-        answer = self._lab.client.request(method, CLUSTER, API_PORT, path, body)
+        answer = self._lab.client.request(method, CLUSTER, API_PORT, path, body, limit=30.0)
         if answer.status >= 300:
             raise LabError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")
         return answer
