@@ -1,0 +1,267 @@
+"""
+An etcd of three members that loses some of them, or agents that lose most of its members: no client notices what the
+members agree about without those that are lost, and a member that is alone gives nothing away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from ipaddress import IPv4Address
+
+from tests.lab.laboratory import ETCD_PORT, Host, Lab, service
+from tests.lab.pinging import Pinger
+from tests.lab.processes import Process
+from tests.lab.quorum import Member, Quorum
+
+from .support import ADDRESS, DEBIAN_ETCD, AgentTestCase, wheel_etcd
+
+ADDRESSES = [ADDRESS + number for number in range(3)]
+LATER = [ADDRESS + number for number in range(3, 7)]
+
+
+@cache
+def quorum_lab(etcd: str) -> Lab:
+    """The lab with three members of this etcd, which lives until the process ends."""
+    lab = Lab().open()
+    lab.cluster.start_quorum(etcd)
+    lab.cluster.start_api()
+    return lab
+
+
+class QuorumTestCase(AgentTestCase):
+    """
+    Three agents, each of which knows all members and begins with another one, and three addresses of Services.
+
+    @cvar etcd: the binary.
+    @cvar store: the agents' C{--store}.
+    """
+
+    store: str
+    ttl = 10
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agents = self.start_agents("--ttl", str(self.ttl), "--verbose")
+        for address in ADDRESSES:
+            self.create(service(f"web-{int(address) % 256}", [address]))
+        self.carriers = {address: self.lab.wait_for_carrier(address) for address in ADDRESSES}
+        self.pingers = [self.ping(address) for address in ADDRESSES]
+
+    def open_lab(self) -> Lab:
+        return quorum_lab(self.etcd)
+
+    def forget_lab(self) -> None:
+        quorum_lab.cache_clear()
+
+    def clear(self) -> None:
+        for namespace, name in self.lab.cluster.services():
+            self.lab.cluster.delete(name, namespace)
+        self.quorum.revive()
+        self.quorum.clear()
+
+    @property
+    def quorum(self) -> Quorum:
+        quorum = self.lab.cluster.quorum
+        assert quorum is not None
+        return quorum
+
+    def start_agent(self, host: Host, *options: str, store_port: int = ETCD_PORT) -> Process:
+        endpoints = self.quorum.endpoints(self.lab.hosts.index(host))
+        return self.lab.start_agent(host, "--store", self.store, *options, endpoints=endpoints)
+
+    def known_agents(self) -> set[str]:
+        return set(self._below("/kiwi/agents/"))
+
+    def claims(self) -> Mapping[IPv4Address, str]:
+        return {IPv4Address(name): agent for name, agent in self._below("/kiwi/publicips/").items()}
+
+    def _below(self, folder: str) -> dict[str, str]:
+        keys = self.quorum.keys(self.store)
+        return {key.removeprefix(folder): value for key, value in keys.items() if key.startswith(folder)}
+
+    def ping(self, address: IPv4Address) -> Pinger:
+        pinger = self.lab.client.ping(address).start()
+        pinger.wait_for_reply()
+        return pinger
+
+    def wait_for_heartbeats(self, addresses: Sequence[IPv4Address] = ADDRESSES) -> None:
+        """
+        Wait until lifetimes of all these addresses are extended twice from now on: of what is confirmed from now on,
+        that is at least one.
+        """
+        known = len(self.lab.ears.changes)
+
+        def extended() -> bool:
+            news = [change.address for change in self.lab.ears.changes[known:] if change.present]
+            return all(news.count(address) > 1 for address in addresses)
+
+        self.lab.wait_until(extended, "lifetimes to be extended", 2 * self.ttl)
+
+    def assert_carried_on(self, addresses: Sequence[IPv4Address] = ADDRESSES) -> None:
+        """Each of these addresses has been with its carrier all the time, and has answered every ping."""
+        for pinger in self.pingers:
+            if pinger.address in addresses:
+                self.assert_none_lost(pinger)
+        for address in addresses:
+            carriages = [(each.host, each.until) for each in self.lab.ears.carriages(address)]
+            self.assertEqual(carriages, [(self.carriers[address].name, None)], self.lab.story())
+
+
+class MembersTestCase(QuorumTestCase):
+    """Members that are lost, one at a time."""
+
+    def assert_goes_on(self, later: IPv4Address) -> None:
+        """Claims are confirmed, and an address that is new gets a carrier, while nobody notices anything."""
+        self.create(service(f"web-{int(later) % 256}", [later]))
+        carrier = self.lab.wait_for_carrier(later)
+        self.wait_for_heartbeats([*ADDRESSES, later])
+        expected = {**self.carriers, later: carrier}
+        self.assertEqual(self.claims(), {address: host.name for address, host in expected.items()})
+        self.carriers[later] = carrier
+        self.assert_carried_on([*ADDRESSES, later])
+
+
+class LeaderTests(MembersTestCase):
+    """The member that leads is killed."""
+
+    etcd = DEBIAN_ETCD
+    store = "etcd2"
+
+    def test_leader_killed(self) -> None:
+        """The others elect one of them."""
+        self.quorum.leader().kill()
+        self.assert_goes_on(LATER[0])
+
+
+class FollowerTests(MembersTestCase):
+    """A member that does not lead is cut off."""
+
+    etcd = wheel_etcd()
+    store = "etcd2"
+
+    def test_cut_off_from_members(self) -> None:
+        """Agents reach it and it takes their requests, but it hears nothing from the others."""
+        self.quorum.cut_from_peers(self.quorum.follower())
+        self.assert_goes_on(LATER[0])
+
+    def test_cut_off_from_all(self) -> None:
+        """What is sent to it is lost."""
+        self.quorum.follower().host.cut_uplink()
+        self.assert_goes_on(LATER[0])
+
+
+class RestartTests(MembersTestCase):
+    """Members are started again."""
+
+    etcd = wheel_etcd()
+    store = "etcd2"
+
+    def test_one_by_one(self) -> None:
+        """Each of them in turn, the next one when the last one is well again."""
+        for member in self.quorum.members:
+            member.stop()
+            member.start()
+            self.quorum.wait_until_healthy()
+        self.assert_goes_on(LATER[0])
+
+
+class MinorityTestCase(QuorumTestCase):
+    """An agent that reaches only a member which reaches no other one, and carries an address."""
+
+    ttl = 5
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lonely = self.carriers[ADDRESS]
+        self.others = [host for host in self.lab.hosts if host is not self.lonely]
+        self.theirs = [address for address, carrier in self.carriers.items() if carrier is not self.lonely]
+        self.assertTrue(self.theirs)
+
+    def assert_moves_on(self) -> Host:
+        """The address goes from there, and after that another agent carries it; nothing else moves."""
+
+        def another() -> list[Host]:
+            return [host for host in self.others if host.name in self.lab.ears.having(ADDRESS)]
+
+        (host,) = self.lab.wait_until(another, "another carrier", 3 * self.ttl)
+        first, second = self.lab.ears.carriages(ADDRESS)
+        self.assertEqual((first.host, second.host, second.until), (self.lonely.name, host.name, None))
+        assert first.until is not None
+        self.assertLess(first.until, second.since)
+        self.wait_for_line(self.agents[self.lonely.name], str(ADDRESS), "letting go")
+        self.assert_carried_on(self.theirs)
+        return host
+
+    def assert_heals(self, heal: Callable[[], None]) -> None:
+        """When all reach each other again, nothing moves, and the agent is one of them again."""
+        carried = {address: self.lab.ears.carriages(address) for address in [*ADDRESSES, *LATER]}
+        heal()
+        self.wait_for_line(self.agents[self.lonely.name], "the claim store answers again")
+        self.wait_for_agents(*self.agents)
+        self.wait_for_heartbeats(self.theirs)
+        self.assertEqual({address: self.lab.ears.carriages(address) for address in carried}, carried)
+
+
+class FollowerAloneTests(MinorityTestCase):
+    """The member is one that does not lead. The agent is still on the LAN and hears of Services."""
+
+    etcd = wheel_etcd()
+    store = "etcd2"
+
+    def test_gives_nothing_away(self) -> None:
+        """
+        Of addresses that are new, the agent gets none, though it asks for some; others carry them all. What it had it
+        lets go.
+        """
+        member = self.quorum.follower()
+        self._cut(member)
+        for address in LATER:
+            self.create(service(f"web-{int(address) % 256}", [address]))
+        for address in LATER:
+            self.assertIn(self.lab.wait_for_carrier(address), self.others)
+        agent = self.agents[self.lonely.name]
+        self.assertTrue([address for address in LATER if self.lines(agent, f"Acquire(address={address!r}")])
+        self.assert_moves_on()
+        self.assert_heals(self._heal)
+        for address in LATER:
+            self.assertEqual(len(self.lab.ears.carriages(address)), 1)
+
+    def _cut(self, member: Member) -> None:
+        self.quorum.cut_from_peers(member)
+        for other in self.quorum.others(member):
+            self.lonely.block(other.host.address, ETCD_PORT)
+        for host in self.others:
+            host.block(member.host.address, ETCD_PORT)
+
+    def _heal(self) -> None:
+        for host in self.lab.hosts:
+            host.run("iptables", "-w", "-F")
+        self.quorum.revive()
+
+
+class LeaderAloneTests(MinorityTestCase):
+    """The member is the one that leads, and is the last to know that it does no longer."""
+
+    etcd = wheel_etcd()
+    store = "etcd2"
+
+    def test_both_cut_off(self) -> None:
+        """Member and agent reach each other and nothing else."""
+        leader = self.quorum.leader()
+        cut = time.monotonic()
+        for host in (leader.host, self.lonely):
+            host.strand()
+        self.quorum.leader(self.quorum.others(leader))
+        another = self.assert_moves_on()
+        for pinger in self.pingers:
+            if pinger.address == ADDRESS:
+                pinger.wait_for_reply(cut + 1)
+        self.assertEqual(self.claims()[ADDRESS], another.name)
+
+        def heal() -> None:
+            self.lonely.mend_uplink()
+            self.quorum.revive()
+
+        self.assert_heals(heal)
