@@ -124,7 +124,7 @@ class MembersTestCase(QuorumTestCase):
 class LeaderTests(MembersTestCase):
     """The member that leads is killed."""
 
-    etcd = wheel_etcd()
+    etcd = DEBIAN_ETCD
     store = "etcd2"
 
     def test_leader_killed(self) -> None:
