@@ -63,6 +63,16 @@ class Member:
         assert self.process is not None
         self.process.terminate()
 
+    def freeze(self) -> None:
+        """Have it stand still: it takes connections and requests, and does nothing."""
+        assert self.process is not None
+        self.process.freeze()
+
+    def resume(self) -> None:
+        """Let it go on. It is no error if it does."""
+        if self.process is not None:
+            self.process.resume()
+
     def ask(self, path: str, body: Mapping[str, Any] | None = None, limit: float = 2.0) -> Any:
         """
         What it answers on its own host, whatever becomes of its network; C{None} where it does not, or not well.
@@ -145,6 +155,14 @@ class Quorum:
         )
         return leader
 
+    def make_leader(self, member: Member) -> None:
+        """Have this member lead."""
+        leader = self.leader()
+        if leader is not member:
+            status = member.ask("/v3/maintenance/status", {})
+            leader.ask("/v3/maintenance/transfer-leadership", {"targetID": status["header"]["member_id"]})
+            self.leader([member])
+
     def follower(self) -> Member:
         """One that does not lead."""
         return self.others(self.leader())[0]
@@ -160,6 +178,7 @@ class Quorum:
         for member in self.members:
             member.host.mend_uplink()
             member.host.run("iptables", "-w", "-F")
+            member.resume()
             if not member.runs:
                 member.start()
         self.wait_until_healthy()
