@@ -16,7 +16,7 @@ from tests.lab.pinging import Pinger
 from tests.lab.processes import Process
 from tests.lab.quorum import Member, Quorum
 
-from .support import ADDRESS, DEBIAN_ETCD, AgentTestCase, wheel_etcd
+from .support import ADDRESS, AgentTestCase, wheel_etcd
 
 ADDRESSES = [ADDRESS + number for number in range(3)]
 LATER = [ADDRESS + number for number in range(3, 7)]
@@ -135,7 +135,7 @@ class LeaderTests(MembersTestCase):
 class Etcd2LeaderTests(LeaderTests):
     """The same, with claims in etcd v2."""
 
-    etcd = DEBIAN_ETCD
+    etcd = wheel_etcd()
     store = "etcd2"
 
 
