@@ -300,6 +300,10 @@ def wheel_etcd3_stage(case: TestCase) -> RealEtcd3Stage:
     return _real_etcd3_stage(case, "Wheel")
 
 
+def newest_etcd3_stage(case: TestCase) -> RealEtcd3Stage:
+    return _real_etcd3_stage(case, "Newest")
+
+
 def _real_etcd3_stage(case: TestCase, name: str) -> RealEtcd3Stage:
     process = shared_etcd(name)
     case.addCleanup(process.revive)

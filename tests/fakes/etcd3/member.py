@@ -261,14 +261,15 @@ class Member(Resource):
         if path == "/version":
             minor = self.cluster.dialect.minor
             about = {"etcdserver": self.cluster.dialect.version, "etcdcluster": f"3.{minor}.0"}
-            return self._answer(request, 200, encode(about))
+            return self._answer(request, 200, encode({**about, "storage": "3.6.0"} if minor >= 6 else about))
         if path == "/health":
             healthy = self.cluster.is_led and not self._knows
             return self._answer(request, 200 if healthy else 503, encode({"health": str(healthy).lower()}))
         if handler is None:
-            return self._answer(request, 404, b"Not Found\n" if path.startswith("/v3/") else b"404 page not found\n")
+            missing = self.cluster.dialect.unknown_path() if path.startswith("/v3/") else (404, b"404 page not found\n")
+            return self._answer(request, *missing)
         if request.method != b"POST":
-            return self._answer(request, 405, b"Method Not Allowed\n")
+            return self._answer(request, *self.cluster.dialect.wrong_method())
         try:
             messages = list(gateway.requests(body))
             wishes = [gateway.watching(each) for each in messages] if path == "/v3/watch" else []
