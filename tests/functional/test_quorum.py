@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from ipaddress import IPv4Address
 
+from kiwi.model import Address, ip
 from tests.fakes.etcd_process import ETCD_36
 from tests.lab.laboratory import ETCD_PORT, Host, Lab, service
 from tests.lab.pinging import Pinger
@@ -75,19 +75,19 @@ class QuorumTestCase(AgentTestCase):
     def known_agents(self) -> set[str]:
         return set(self._below("/kiwi/agents/"))
 
-    def claims(self) -> Mapping[IPv4Address, str]:
-        return {IPv4Address(name): agent for name, agent in self._below("/kiwi/publicips/").items()}
+    def claims(self) -> Mapping[Address, str]:
+        return {ip(name): agent for name, agent in self._below("/kiwi/publicips/").items()}
 
     def _below(self, folder: str) -> dict[str, str]:
         keys = self.quorum.keys(self.store)
         return {key.removeprefix(folder): value for key, value in keys.items() if key.startswith(folder)}
 
-    def ping(self, address: IPv4Address) -> Pinger:
+    def ping(self, address: Address) -> Pinger:
         pinger = self.lab.client.ping(address).start()
         pinger.wait_for_reply()
         return pinger
 
-    def wait_for_heartbeat(self, *addresses: IPv4Address) -> None:
+    def wait_for_heartbeat(self, *addresses: Address) -> None:
         """Wait until the lifetimes of these addresses are extended, as they are when their claims are confirmed."""
         known = len(self.lab.ears.changes)
 
@@ -97,7 +97,7 @@ class QuorumTestCase(AgentTestCase):
 
         self.lab.wait_until(extended, "lifetimes to be extended", 2 * self.ttl)
 
-    def assert_carried_on(self, addresses: Sequence[IPv4Address] = ADDRESSES) -> None:
+    def assert_carried_on(self, addresses: Sequence[Address] = ADDRESSES) -> None:
         """Each of these addresses has been with its carrier all the time, and has answered every ping."""
         for pinger in self.pingers:
             if pinger.address in addresses:
