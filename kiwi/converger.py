@@ -259,35 +259,39 @@ class Converger(TwistedService):
         """This is what the claim store knows now."""
         claims = self._tell_namesakes_apart(claims)
         before = self._claims.holders if self._claims else {}
+        gone = set(before) - set(claims.holders)
+        changed = gone.union(address for address, holder in claims.holders.items() if before.get(address) != holder)
         # The watch may be behind an answer: news about other addresses do not take that back.
         self._heard = {
             address: heard
             for address, heard in self._heard.items()
-            if claims.holders.get(address) == before.get(address) != heard.holder
+            if address not in changed and before.get(address) != heard.holder
         }
         now = self.clock.seconds()
-        self._note_who_carries(claims, now)
+        self._note_who_carries(claims, changed if self._carried else set(claims.holders), now)
         known = {a: known for a, known in self._known_until.items() if now < known[1] + self.terms.ttl}
         self._known_until = known | {a: (record, now) for a, record in (self._claims or Claims()).agents.items()}
-        self._note_who_gave_up(claims, now)
+        self._note_who_gave_up(claims, gone, now)
         if self._claims is None or _takes_part(claims) - _takes_part(self._claims):
             self._newest_agent = now
         self._note_loss(claims, now)
         self._claims = claims
         self._wake()
 
-    def _note_who_carries(self, claims: Claims, now: float) -> None:
+    def _note_who_carries(self, claims: Claims, changed: AbstractSet[Address], now: float) -> None:
         """What another agent has carried is no stranger's: a takeover asks nobody. See Note [Two who ask]."""
         stays = {agent for agent in _takes_part(claims) if not claims.agents[agent].leaving}
-        for address, (holder, since) in list(self._carried.items()):
-            if claims.holders.get(address) != holder:
+        for address in changed:
+            holder = claims.holders.get(address)
+            carrier, since = self._carried.get(address, (None, now))
+            if carrier is not None and carrier != holder:
                 del self._carried[address]
-                if now - since >= (TIME_TO_GIVE_WAY if holder in stays else TIME_TO_BE_REFUSED):
+                if now - since >= (TIME_TO_GIVE_WAY if carrier in stays else TIME_TO_BE_REFUSED):
                     self._clear.add(address)
-        for address, holder in claims.holders.items():
-            if holder != self.terms.id:
+            if holder not in (None, self.terms.id):
                 self._carried.setdefault(address, (holder, now))
-                self._quiet.pop(address, None)
+        mine = (None, self.terms.id)
+        self._quiet = {a: until for a, until in self._quiet.items() if claims.holders.get(a) in mine}
 
     def _note_loss(self, claims: Claims, now: float) -> None:
         """
@@ -337,17 +341,19 @@ class Converger(TwistedService):
         known.pop(self.terms.id, None)
         self._recalled, self._recalled_until = known, self.clock.seconds() + LONGEST_SETTLING
 
-    def _note_who_gave_up(self, claims: Claims, now: float) -> None:
+    def _note_who_gave_up(self, claims: Claims, gone: AbstractSet[Address], now: float) -> None:
         """
         An agent that gives up a claim to what it may still carry, or lets it end, cannot carry anything at the moment,
         or is dead and its record ends later. The others share without it.
         """
         selection = self._selection or Selection()
-        for address, holder in (self._claims.holders if self._claims else {}).items():
-            if address in selection.wanted and address not in claims.holders and holder in claims.agents:
+        holders = self._claims.holders if self._claims else {}
+        for address in gone:
+            record = claims.agents.get(holders[address])
+            if address in selection.wanted and record is not None:
                 nodes = selection.eligible.get(address)
-                if nodes is None or claims.agents[holder].node_name in nodes:
-                    self._gave_up[holder] = now + TIME_TO_TAKE_OVER
+                if (nodes is None or record.node_name in nodes) and record.reaches(address):
+                    self._gave_up[record.id] = now + TIME_TO_TAKE_OVER
 
     def host_changed(self) -> None:
         """Something about the host's addresses or links changed."""
@@ -889,20 +895,21 @@ class Converger(TwistedService):
     def _note_assign(self, step: Assign, result: Assigned) -> None:
         asked = {assignment.address: assignment.expires for assignment in step.assignments}
         before = self._host.assigned if self._host else {}
-        if before.keys() <= asked.keys():
+        if set(before) <= set(asked):
             self._written = Written(self.clock.seconds(), min(asked.values()))
         if self._host is not None:
             places = {each.address: each.interface for each in step.assignments if each.address in result.expires}
             where = {**self._host.where, **places}
             self._host = evolve(self._host, assigned={**before, **result.expires}, where=where)
-        for address in result.expires:
-            self._extended[address] = asked[address]
-            self._succeeded(AssignmentOf(address))
-            if address not in before:
-                self._announced.pop(address, None)
-                if address not in self._clear:
-                    self._fresh[address] = self.clock.seconds() + FRESH
-                self.log.info("{address}: assigned", address=address)
+        self._extended |= {address: asked[address] for address in result.expires}
+        for subject in [*self._failures, *self._rests]:
+            if isinstance(subject, AssignmentOf) and subject.address in result.expires:
+                self._succeeded(subject)
+        for address in set(result.expires) - set(before):
+            self._announced.pop(address, None)
+            if address not in self._clear:
+                self._fresh[address] = self.clock.seconds() + FRESH
+            self.log.info("{address}: assigned", address=address)
         for address, reason in result.failed.items():
             self._failed(AssignmentOf(address), reason)
             self._host_stale = True

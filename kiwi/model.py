@@ -287,6 +287,10 @@ class AgentRecord:
         """The name of its Node in Kubernetes."""
         return self.node or self.id
 
+    def reaches(self, address: Address) -> bool:
+        """Whether it may carry an address, as far as its networks say."""
+        return self.networks is None or any(address in network for network in self.networks)
+
 
 @frozen
 class Claims:

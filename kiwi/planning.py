@@ -428,6 +428,8 @@ class _Planner:
         self.assigned: Mapping[Address, float] = situation.host.assigned if situation.host else {}
         self.there = set(self.assigned)
         self.wanted = set(situation.wanted or ())
+        self.asked = {subject.address for subject in situation.busy if isinstance(subject, ClaimTo)}
+        self.resting = {s.address: until for s, until in situation.rests.items() if isinstance(s, ClaimTo)}
         self.live = self._live_holds()
         self.holders = self._holders()
         own = terms.id
@@ -442,18 +444,16 @@ class _Planner:
         self.leaving = {agent for agent, record in self.agents.items() if record.leaving or record.standby}
         self.staying = self.agents.keys() - self.leaving - situation.gave_up
         self.elsewhere = {
-            agent: networks
+            agent
             for agent in self.staying - {terms.id}
-            if (networks := self.agents[agent].networks) not in (None, situation.networks)
+            if self.agents[agent].networks not in (None, situation.networks)
         }
         self.going = situation.draining or situation.unfit
         self.handing_over = self._is_handing_over()
         self.not_yet = self._waiting_for_their_turn()
         self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
         self.kept = self._kept()
-        self.claims_to_ask: float = inf
-        if situation.store_troubled:
-            self.claims_to_ask = TRIES_IN_TROUBLE - sum(isinstance(subject, ClaimTo) for subject in situation.busy)
+        self.claims_to_ask = TRIES_IN_TROUBLE - len(self.asked) if situation.store_troubled else inf
 
     def _live_holds(self) -> Mapping[Address, Hold]:
         holds = self.see.holds
@@ -501,7 +501,9 @@ class _Planner:
 
     def _may_ask_about(self, address: Address) -> bool:
         """Whether a step may ask the store about a claim now. If so, count it as asked about."""
-        if self.claims_to_ask < 1 or not self._is_available(ClaimTo(address)):
+        if self.claims_to_ask < 1 or address in self.asked:
+            return False
+        if address in self.resting and self._is_ahead(self.resting[address]):
             return False
         self.claims_to_ask -= 1
         return True
@@ -541,7 +543,7 @@ class _Planner:
             agent
             for agent in self.staying
             if (nodes is None or self.agents[agent].node_name in nodes)
-            and (agent not in self.elsewhere or any(address in network for network in self.elsewhere[agent] or ()))
+            and (agent not in self.elsewhere or self.agents[agent].reaches(address))
         }
 
     def _is_moving(self, address: Address, holder: str) -> bool:
@@ -574,12 +576,12 @@ class _Planner:
             return carried
         going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
         # What is being renewed could not be released at once.
-        can_go = in_order(address for address in carried if ClaimTo(address) not in self.see.busy)
+        can_go = in_order(carried - self.asked)
         together = max(HAND_OVER_TOGETHER, len(self.live) // HAND_OVER_PART)
         return carried.difference(can_go[: max(0, together - going)])
 
     def _asked_about_what_is_not_held(self) -> int:
-        return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)
+        return len(self.asked - set(self.live))
 
     def _is_given_up(self, address: Address) -> bool:
         """Whether an address that is held cannot be put up here, or is another machine's."""
@@ -626,8 +628,7 @@ class _Planner:
             return
         last = see.recorded.record if see.recorded is not None else own
         if see.draining and see.registered:
-            asked = any(isinstance(subject, ClaimTo) for subject in see.busy)
-            if not (claiming or asked or self.live or self.assigned or see.host is None):
+            if not (claiming or self.asked or self.live or self.assigned or see.host is None):
                 yield Deregister(last)
             elif not last.leaving:
                 yield Register(evolve(own, leaving=True, standby=False), last)
@@ -726,9 +727,10 @@ class _Planner:
     def _tried_for(self) -> AbstractSet[Address]:
         """Addresses that are being claimed right now."""
         wanted = self.see.wanted or {}
-        asked = {subject.address for subject in self.see.busy if isinstance(subject, ClaimTo)}
         # The watch may tell of a claim that was won before the answer does.
-        return {a for a in asked if a in wanted and a not in self.live and self.holders.get(a) in (None, self.terms.id)}
+        return {
+            a for a in self.asked if a in wanted and a not in self.live and self.holders.get(a) in (None, self.terms.id)
+        }
 
     def _firewall(self, trying: AbstractSet[Address]) -> Iterable[Step]:
         """
@@ -845,7 +847,7 @@ class _Planner:
         soon_free = sum(self._is_moving(*claim) for claim in self.holders.items()) if moving else 0
         stagger = STAGGER + STAGGER_OF_EACH * max(0, len(free) + soon_free - 1)
         for address in free:
-            if ClaimTo(address) in see.busy or not self._is_safe(address):
+            if address in self.asked or not self._is_safe(address):
                 continue
             candidates = self._candidates(address)
             before = rank(address, self.terms.id, candidates)

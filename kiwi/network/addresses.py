@@ -741,7 +741,7 @@ def _batches(addresses: Iterable[bytes]) -> Iterator[tuple[int, Sequence[bytes]]
 def _advice(code: int, family: int, interface: str) -> str:
     """What to do about the kernel's refusal of an address, where that can be told."""
     if family == socket.AF_INET6 and code == errno.EACCES:
-        return f"; set the sysctl net.ipv6.conf.{interface}.disable_ipv6 to 0"
+        return f"; IPv6 is disabled there: write 0 to /proc/sys/net/ipv6/conf/{interface}/disable_ipv6"
     if family == socket.AF_INET6 and code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
         return "; the host was started without IPv6"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from twisted.application.service import Service
@@ -36,7 +37,7 @@ class LinkListener(Service):
     """
     Calls C{heard} with the address, the MAC address and the interface, for each address that another machine says to
     have on the link of one of these interfaces, of the network namespace that it was started in. Probes say nothing of
-    that kind, and are not told of.
+    that kind, and are not told of. Nor is what another one of these interfaces says: two may be on one LAN.
 
     An interface may come and go, and come back with another index: each second the listener looks whether it still
     listens to what has its name.
@@ -50,7 +51,7 @@ class LinkListener(Service):
         """
         links = [Link(interface, protocol) for interface in interfaces for protocol in PROTOCOLS.values()]
         self._reactor = reactor
-        self._ears = [_Ear(reactor, link, _FRAMES // len(links), heard) for link in links]
+        self._ears = [_Ear(reactor, link, _FRAMES // len(links), heard, self._macs) for link in links]
         self._troubles: dict[str, str] = {}
         self._next_look: IDelayedCall | None = None
 
@@ -65,6 +66,10 @@ class LinkListener(Service):
             self._next_look = None
         for ear in self._ears:
             ear.close()
+
+    def _macs(self) -> AbstractSet[bytes]:
+        """The MAC addresses of the interfaces, now."""
+        return {ear.mac() for ear in self._ears}
 
     def _look(self) -> None:
         """Listen to the interfaces as they are now."""
@@ -97,12 +102,21 @@ class _Ear:
     What is heard on one link.
 
     @ivar _most: how many frames are heard in one turn of the reactor.
+    @ivar _own: the MAC addresses of this host.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, link: Link, most: int, heard: Callable[[Address, bytes, str], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        link: Link,
+        most: int,
+        heard: Callable[[Address, bytes, str], None],
+        own: Callable[[], AbstractSet[bytes]],
+    ) -> None:
         self.interface = link.interface
+        self._own = own
         self._reactor = reactor
         self._protocol = link.protocol
         self._most = max(1, most)
@@ -130,6 +144,10 @@ class _Ear:
             self._reactor.removeReader(self)
             self._packets.close()
 
+    def mac(self) -> bytes:
+        """The MAC address of the interface, now; empty where there is none."""
+        return self._packets.mac()
+
     def fileno(self) -> int:
         return self._packets.fileno()
 
@@ -140,9 +158,9 @@ class _Ear:
         """Tell of what there is to hear, then rest. See Note [A link that talks too much]."""
         self._rest()
         try:
-            own = self._packets.mac()
+            own = self._own()
             for address, mac in self._packets.heard(self._most):
-                if mac != own:
+                if mac not in own:
                     self._tell(ip(address), mac)
         except OSError:
             # The interface went down, or away. The next look finds it when it is back.

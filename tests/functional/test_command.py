@@ -270,7 +270,8 @@ class WrongOptionTests(AgentTestCase):
 
     def test_no_default_route(self) -> None:
         """Where the interface cannot be told."""
-        self.lab.hosts[0].run("ip", "route", "del", "default")
+        for family in ("-4", "-6"):
+            self.lab.hosts[0].run("ip", family, "route", "del", "default")
         self.assertIn("--interface", self._refused(*self.lab.kiwi, "--store", "etcd2"))
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from tests.lab.clocks import WallClock
-from tests.lab.laboratory import IPTABLES, Host, service
+from tests.lab.laboratory import ETCD_PORT, IPTABLES, Host, service
 from tests.lab.processes import Process
 
 from .support import ADDRESS, SLACK, AgentTestCase, FailureTestCase
@@ -92,7 +92,7 @@ class RestartTests(FailureTestCase):
         self.carrying.kill()
         # What starts it again takes its time.
         time.sleep(1)
-        again = self.agents[self.carrier.name] = self.lab.start_agent(self.carrier, *self.options)
+        again = self.agents[self.carrier.name] = self.start_agent(self.carrier, *self.options)
         self.wait_for_line(again, str(self.address), "adopted")
         time.sleep(max(0.0, killed + 1.5 * self.ttl - time.monotonic()))
         self.assert_none_lost(self.pinger)
@@ -106,7 +106,7 @@ class RestartTests(FailureTestCase):
         """What is no longer wanted goes when the agent is back."""
         self.carrying.kill()
         self.lab.cluster.delete("web")
-        self.agents[self.carrier.name] = self.lab.start_agent(self.carrier, *self.options)
+        self.agents[self.carrier.name] = self.start_agent(self.carrier, *self.options)
         self.wait_for_nobody(self.address)
         self.wait_for_no_rule(self.carrier)
         self.assert_one_carrier_at_a_time(self.address)
@@ -177,13 +177,15 @@ class UplinkTests(NetworkTestCase):
 class LinkTests(AgentTestCase):
     """The interface that carries the address is not the one through which the agents reach store and API."""
 
-    options = ("--interface", "em2", "-r", "192.168.2.0/24")
-
     def setUp(self) -> None:
         super().setUp()
-        self.agents = self.start_agents(*self.options)
+        self.agents = self.start_agents()
         self.create(service("web", [SECOND_ADDRESS]))
         self.carrier = self._carrier()
+
+    def start_agent(self, host: Host, *options: str, store_port: int = ETCD_PORT) -> Process:
+        network = ("--interface", "em2", "-r", "192.168.2.0/24")
+        return self.lab.start_agent(host, *options, store_port=store_port, network=network)
 
     def _having(self) -> list[Host]:
         names = self.lab.ears.having(SECOND_ADDRESS)

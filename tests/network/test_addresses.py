@@ -394,7 +394,8 @@ class OurAddressesTests(SynchronousTestCase):
         self.assertEqual(assigned.expires.keys(), {FIRST})
         self.assertRegex(
             assigned.failed[FIRST6],
-            r"\Aassigning fd00::41/128 on em1: .*; set the sysctl net.ipv6.conf.em1.disable_ipv6 to 0\Z",
+            r"\Aassigning fd00::41/128 on em1: .*; IPv6 is disabled there: "
+            r"write 0 to /proc/sys/net/ipv6/conf/em1/disable_ipv6\Z",
         )
 
     def old_kernel(self) -> NetlinkAddresses:

@@ -125,6 +125,18 @@ class LinkListenerTests(SynchronousTestCase):
         expected_to_be_told = {(ADDRESS, THEIRS, "em1"), (ADDRESS + 1, THEIRS, "em2"), (ADDRESS6, THEIRS, "em2")}
         self.assertEqual((set(told), len(told)), (expected_to_be_told, 3))
 
+    def test_one_lan(self) -> None:
+        """Where two interfaces are on one LAN, what is announced on one of them is not told as heard on the other."""
+        self.host.create_link("em2")
+        listener = LinkListener(self.turns, ["em1", "em2"], self.hear)
+        listener.startService()
+        self.addCleanup(listener.stopService)
+        second, second6 = Wire(self.host, ARP, "em2"), self.wire6("em2")
+        self.addCleanup(second.close)
+        second.send(*arp_announcement(OURS, ADDRESS))
+        second6.send(*ndp_advertisement(OURS, ADDRESS6))
+        self.assert_hears()
+
     def test_ourselves(self) -> None:
         """What we announce is not told, not even if it comes back to us; whatever our MAC address is by then."""
         self.start()

@@ -129,6 +129,14 @@ class Etcd3Store:
         self.cluster.restore(self._backup, same=self.random.random() < 0.5)
         self._seen = self.cluster.store.revision
 
+    def end_lease(self, number: int) -> None:
+        """A lease with claims ends before its time. What was promised is not taken back: others have to wait."""
+        store = self.cluster.store
+        leases = sorted({kv.lease for kv in store.everything() if kv.key.startswith(CLAIMS.encode())} & {*store.leases})
+        if self.cluster.is_led and leases:
+            self.cluster.end_lease(leases[number % len(leases)])
+            self._seen = store.revision
+
     def compact(self, compacting: bool) -> None:
         """Forget what is past; and go on with that."""
         self.compacting = compacting

@@ -198,6 +198,13 @@ def _cut_member_off(store: Etcd3Store, event: Happening) -> None:
     store.cut_member_off(store.places[event.number % len(store.places)])
 
 
+def _end_lease(world: World, event: Happening) -> None:
+    """What the store has promised is not taken back: the others wait until its time is over."""
+    if isinstance(world.store, Etcd3Store):
+        world.store.end_lease(event.number)
+        world.judge.forgotten()
+
+
 def _slow(world: World, event: Happening) -> None:
     world.store.slow(0.2 * world.ttl)
 
@@ -424,6 +431,7 @@ KINDS_OF_ETCD3: Mapping[str, Kind] = {
     "store compacted": Kind(
         1.5, _on_etcd3(lambda s, e: s.compact(True)), _on_etcd3(lambda s, e: s.compact(False)), 1.5, "store"
     ),
+    "lease ended too early": Kind(1, _end_lease, scope="service"),
     "streams silent": Kind(1, _on_etcd3(lambda s, e: s.silence()), scope="store"),
     "streams end": Kind(1, _on_etcd3(lambda s, e: s.end_streams()), scope="store"),
     "streams speak nonsense": Kind(0.5, _on_etcd3(lambda s, e: s.speak_nonsense()), scope="store"),

@@ -108,6 +108,14 @@ class FakeEtcd3:
             others = [each for each in self.members if each.is_connected and each is not self.leader]
             self._lead(member or (others or [self.leader])[0])
 
+    def end_lease(self, lease_id: int) -> None:
+        """
+        End a lease whose time is not over, as somebody may; and as a leader of the past may in older versions, which
+        has not heard that others have kept it.
+        """
+        self.store.revoke(lease_id)
+        self._publish()
+
     def lose_data(self) -> None:
         """Be a new cluster, with none of the data, and with revisions that begin again."""
         self._clusters += 1
