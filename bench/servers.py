@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from http.client import HTTPConnection
@@ -17,7 +18,7 @@ from attrs import define, field, frozen
 
 from kiwi.model import Address
 from tests.fakes.apiserver_process import ADMIN_TOKEN, RealAPIServer
-from tests.lab.laboratory import CHECKOUT, CLUSTER, ETCD_PORT, Lab, service
+from tests.lab.laboratory import API_PORT, CHECKOUT, CLUSTER, ETCD_PORT, Lab, service
 from tests.lab.waiting import wait_until
 
 SERVICES = "/api/v1/namespaces/default/services"
@@ -135,6 +136,42 @@ class Plain(_InEtcd):
 
     def _manifests(self, lab: Lab) -> Path:
         return lab.directory / "manifests"
+
+
+@frozen
+class Etcd3(Plain):
+    """
+    Etcd v3 and the API server of the tests, over plain TCP.
+
+    @ivar firewall: what agents mark traffic with.
+    """
+
+    firewall: str = "nftables"
+    name = "etcd v3"
+
+    def options(self, lab: Lab) -> Sequence[str]:
+        api = f"http://{CLUSTER}:{API_PORT}"
+        return [
+            *("-s", f"http://{CLUSTER}:{ETCD_PORT}", "-k", api),
+            *("--store", "etcd3", "--firewall", self.firewall),
+        ]
+
+    def agents(self, lab: Lab) -> set[str]:
+        found = self._ask(lab, "range", **below("/kiwi/agents/"), keys_only=True).get("kvs", [])
+        return {b64decode(each["key"]).decode().rpartition("/")[2] for each in found}
+
+    def clear_claims(self, lab: Lab) -> None:
+        self._ask(lab, "deleterange", **below("/kiwi/"))
+
+    def _ask(self, lab: Lab, what: str, **body: Any) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = lab.client.request("POST", CLUSTER, ETCD_PORT, f"/v3/kv/{what}", body).json()
+        return found
+
+
+def below(prefix: str) -> Mapping[str, str]:
+    """The keys that begin with a prefix, as etcd v3 is asked for them."""
+    last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return {"key": b64encode(prefix.encode()).decode(), "range_end": b64encode(last.encode()).decode()}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from twisted.web.client import Agent as HTTPAgent
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from .kubernetes.tls import TLS, FreshAgent
+from .tls import TLS, FreshAgent
 
 CONNECT_TIMEOUT = 2.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
 from math import inf
@@ -35,7 +35,7 @@ from .model import (
 )
 from .network.interface import Assigned, NetworkError, Probed, Unassigned
 from .planning import FRESH, LONGEST_SETTLING, QUIET_LASTS, Announced, Plan, Recorded, Situation, Terms, Written, plan
-from .selection import Attachment, Reach, Refusal, Selection, reach, select
+from .selection import Attachment, Reach, Refusal, Selection, Selector, reach
 from .steps import (
     ADDRESSES,
     FIREWALL,
@@ -65,7 +65,13 @@ ANNOUNCEMENT_GAPS = (0.2, 0.8, 1.5, 2.5)
 """Seconds between the first rounds of announcements."""
 
 ANNOUNCEMENT_INTERVAL = 60.0
-"""Seconds between the later rounds, give or take a tenth."""
+"""
+Seconds between the later rounds, give or take a tenth. All addresses have their rounds together, and so the first of
+these may come sooner.
+"""
+
+BEATS_TO_A_LOOK = 3
+"""Heartbeats from one look at the host to the next, where nothing is said to have changed."""
 
 REST_OF_GIVEN_UP = 30.0
 """Seconds for which an agent leaves an address to the others that it could not put up itself."""
@@ -160,6 +166,7 @@ class Converger(TwistedService):
     refused: Callable[[str], None]
 
     _cluster: Cluster | None = field(default=None, init=False)
+    _selector: Selector = field(factory=Selector, init=False)
     _selection: Selection | None = field(default=None, init=False)
     _selected_for: tuple[object, ...] = field(default=(None, None, None), init=False)
     _reach: Reach | None = field(default=None, init=False)
@@ -180,6 +187,8 @@ class Converger(TwistedService):
     _marks: frozenset[Mark] | None = field(default=None, init=False)
     _marks_stale: bool = field(default=True, init=False)
     _announced: dict[Address, Announced] = field(factory=dict, init=False)
+    _all_announced_at: float = field(default=-inf, init=False)
+    _beats: int = field(default=0, init=False)
     _wary_until: float = field(default=-inf, init=False)
     _own: AbstractSet[Address] = field(default=frozenset(), init=False)
     _dropped: dict[Address, float] = field(factory=dict, init=False)
@@ -194,6 +203,7 @@ class Converger(TwistedService):
     _registration_due: bool = field(default=True, init=False)
     _registered: bool = field(default=False, init=False)
     _recorded: Recorded | None = field(default=None, init=False)
+    _session: str = field(default="", init=False)
     _admitted: float | None = field(default=None, init=False)
     _recorded_at: float = field(default=-inf, init=False)
     _claimed_here: set[Address] = field(factory=set, init=False)
@@ -249,35 +259,39 @@ class Converger(TwistedService):
         """This is what the claim store knows now."""
         claims = self._tell_namesakes_apart(claims)
         before = self._claims.holders if self._claims else {}
+        gone = set(before) - set(claims.holders)
+        changed = gone.union(address for address, holder in claims.holders.items() if before.get(address) != holder)
         # The watch may be behind an answer: news about other addresses do not take that back.
         self._heard = {
             address: heard
             for address, heard in self._heard.items()
-            if claims.holders.get(address) == before.get(address) != heard.holder
+            if address not in changed and before.get(address) != heard.holder
         }
         now = self.clock.seconds()
-        self._note_who_carries(claims, now)
+        self._note_who_carries(claims, changed if self._carried else set(claims.holders), now)
         known = {a: known for a, known in self._known_until.items() if now < known[1] + self.terms.ttl}
         self._known_until = known | {a: (record, now) for a, record in (self._claims or Claims()).agents.items()}
-        self._note_who_gave_up(claims, now)
+        self._note_who_gave_up(claims, gone, now)
         if self._claims is None or _takes_part(claims) - _takes_part(self._claims):
             self._newest_agent = now
         self._note_loss(claims, now)
         self._claims = claims
         self._wake()
 
-    def _note_who_carries(self, claims: Claims, now: float) -> None:
+    def _note_who_carries(self, claims: Claims, changed: AbstractSet[Address], now: float) -> None:
         """What another agent has carried is no stranger's: a takeover asks nobody. See Note [Two who ask]."""
         stays = {agent for agent in _takes_part(claims) if not claims.agents[agent].leaving}
-        for address, (holder, since) in list(self._carried.items()):
-            if claims.holders.get(address) != holder:
+        for address in changed:
+            holder = claims.holders.get(address)
+            carrier, since = self._carried.get(address, (None, now))
+            if carrier is not None and carrier != holder:
                 del self._carried[address]
-                if now - since >= (TIME_TO_GIVE_WAY if holder in stays else TIME_TO_BE_REFUSED):
+                if now - since >= (TIME_TO_GIVE_WAY if carrier in stays else TIME_TO_BE_REFUSED):
                     self._clear.add(address)
-        for address, holder in claims.holders.items():
-            if holder != self.terms.id:
+            if holder not in (None, self.terms.id):
                 self._carried.setdefault(address, (holder, now))
-                self._quiet.pop(address, None)
+        mine = (None, self.terms.id)
+        self._quiet = {a: until for a, until in self._quiet.items() if claims.holders.get(a) in mine}
 
     def _note_loss(self, claims: Claims, now: float) -> None:
         """
@@ -327,17 +341,19 @@ class Converger(TwistedService):
         known.pop(self.terms.id, None)
         self._recalled, self._recalled_until = known, self.clock.seconds() + LONGEST_SETTLING
 
-    def _note_who_gave_up(self, claims: Claims, now: float) -> None:
+    def _note_who_gave_up(self, claims: Claims, gone: AbstractSet[Address], now: float) -> None:
         """
         An agent that gives up a claim to what it may still carry, or lets it end, cannot carry anything at the moment,
         or is dead and its record ends later. The others share without it.
         """
         selection = self._selection or Selection()
-        for address, holder in (self._claims.holders if self._claims else {}).items():
-            if address in selection.wanted and address not in claims.holders and holder in claims.agents:
+        holders = self._claims.holders if self._claims else {}
+        for address in gone:
+            record = claims.agents.get(holders[address])
+            if address in selection.wanted and record is not None:
                 nodes = selection.eligible.get(address)
-                if nodes is None or claims.agents[holder].node_name in nodes:
-                    self._gave_up[holder] = now + TIME_TO_TAKE_OVER
+                if (nodes is None or record.node_name in nodes) and record.reaches(address):
+                    self._gave_up[record.id] = now + TIME_TO_TAKE_OVER
 
     def host_changed(self) -> None:
         """Something about the host's addresses or links changed."""
@@ -385,10 +401,14 @@ class Converger(TwistedService):
 
     def beat(self) -> None:
         """Time to confirm what is held, to be heard of, and to look whether the host is as it was left."""
-        self._renewals_due.update(self._holds)
+        self._renewals_due.update(
+            a for a, hold in self._holds.items() if not hold.session or hold.session != self._session
+        )
         self._registration_due = True
-        self._host_stale = True
         self._marks_stale = True
+        self._beats += 1
+        if self._beats % BEATS_TO_A_LOOK == 0:
+            self._host_stale = True
         self._wake()
 
     def drain(self) -> Deferred[None]:
@@ -466,12 +486,13 @@ class Converger(TwistedService):
         self._watch_for_twin(now)
         self._heard = {address: heard for address, heard in self._heard.items() if now < heard.at + HEARSAY}
         heard = {address: heard.holder for address, heard in self._heard.items()}
+        everything = set(wanted or ())
         if wanted is not None and self._claims is not None:
-            holders = self._claims.holders
-            free = {a for a in self._may_try_for() if not (a in self._holds or heard.get(a, holders.get(a)))}
+            claimed = (set(self._claims.holders) - set(heard)) | {a for a, holder in heard.items() if holder}
+            free = self._may_try_for(everything) - set(self._holds) - claimed
             self._free_since = {a: self._free_since.get(a, now) for a in free}
             self._note_what_stays(now)
-            self._clear &= wanted.keys()
+            self._clear &= everything
             self._quiet = {a: until for a, until in self._quiet.items() if now < until and a in wanted}
             mine = (None, self.terms.id)
             self._contests = {a: c for a, c in self._contests.items() if a in wanted and self._holder(a) in mine}
@@ -504,7 +525,7 @@ class Converger(TwistedService):
             marks=self._marks,
             marks_stale=self._marks_stale,
             announced=self._announced,
-            new=wanted.keys() - self._clear - self._quiet.keys() - self._foreign.keys() if wanted else frozenset(),
+            new=everything - self._clear - set(self._quiet) - set(self._foreign),
             contested={a: contest.next for a, contest in self._contests.items()},
             foreign=self._foreign.keys(),
             wary_until=self._wary_until,
@@ -545,7 +566,7 @@ class Converger(TwistedService):
         for_services, for_endpoints, for_host = self._selected_for
         if not (services is for_services and endpoints is for_endpoints and rests_on == for_host and self._selection):
             before, host = self._selection, evolve(self._host, own=own)
-            self._selection = select(services.values(), host, self._reach, endpoints)
+            self._selection = self._selector.select(services.values(), host, self._reach, endpoints)
             self._selected_for = (services, endpoints, rests_on)
             self._tell_refusals(self._selection.refusals, before.refusals if before else frozenset())
             self._tell_moves(self._selection, before)
@@ -583,12 +604,13 @@ class Converger(TwistedService):
                     node=node,
                 )
 
-    def _may_try_for(self) -> Iterable[Address]:
+    def _may_try_for(self, wanted: AbstractSet[Address]) -> AbstractSet[Address]:
         """The wanted addresses that this agent would carry if nobody did."""
         if self._selection is None or self._unfit:
-            return ()
-        eligible, undecided, node = self._selection.eligible, self._selection.undecided, self.terms.record.node_name
-        return (a for a in self._selection.wanted if a not in undecided and (a not in eligible or node in eligible[a]))
+            return frozenset()
+        node = self.terms.record.node_name
+        elsewhere = {a for a, nodes in self._selection.eligible.items() if node not in nodes}
+        return wanted - elsewhere - self._selection.undecided
 
     def _end_holds(self, now: float) -> None:
         for hold in [hold for hold in self._holds.values() if self.terms.hold_ends(hold) <= now]:
@@ -691,7 +713,7 @@ class Converger(TwistedService):
         self._store_answered(subject)
         if isinstance(result, Granted):
             self._hear(address, self.terms.id)
-            self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+            self._holds[address] = Hold(address, result.sent, self.clock.seconds(), result.session)
             self.log.info(
                 "{address}: claimed for {services}", address=address, services=self._services_of(address) or "nobody"
             )
@@ -725,13 +747,14 @@ class Converger(TwistedService):
             elif held is None:
                 self._hear(address, self.terms.id)
                 self._clear.add(address)
-                self._holds[address] = Hold(address, result.sent, self.clock.seconds())
+                self._holds[address] = Hold(address, result.sent, self.clock.seconds(), result.session)
                 self.log.info("{address}: the claim is this agent's already; adopted", address=address)
             else:
                 if self._claims is not None and self._claims.holders.get(address) != self.terms.id:
                     self._hear(address, self.terms.id)
-                if result.sent > held.sent:
-                    self._holds[address] = evolve(held, sent=result.sent)
+                if result.sent > held.sent or result.session != held.session:
+                    sent = max(result.sent, held.sent)
+                    self._holds[address] = evolve(held, sent=sent, session=result.session)
 
     @_note.register
     def _note_release(self, step: Release, result: Released | Unavailable) -> None:
@@ -764,6 +787,7 @@ class Converger(TwistedService):
             if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()
             self._recorded_at = result.sent
+            self._confirm(result)
             if self._recorded is None or self._recorded.record != step.record:
                 self._recorded = Recorded(step.record, self.clock.seconds())
             if self._admitted is None:
@@ -775,6 +799,13 @@ class Converger(TwistedService):
             self._refuse("another agent has taken its id while its record in the claim store had ended")
         else:
             self._rests[RECORD] = self.clock.seconds() + REST_OF_TAKEN
+
+    def _confirm(self, result: Granted) -> None:
+        """A session is confirmed, and with it every hold that rests on it."""
+        self._session = result.session
+        for address, held in self._holds.items():
+            if held.session and held.session == result.session and held.sent < result.sent:
+                self._holds[address] = Hold(address, result.sent, held.since, held.session)
 
     def _own_record(self) -> AgentRecord:
         """What the store should have as this agent's record."""
@@ -864,20 +895,21 @@ class Converger(TwistedService):
     def _note_assign(self, step: Assign, result: Assigned) -> None:
         asked = {assignment.address: assignment.expires for assignment in step.assignments}
         before = self._host.assigned if self._host else {}
-        if before.keys() <= asked.keys():
+        if set(before) <= set(asked):
             self._written = Written(self.clock.seconds(), min(asked.values()))
         if self._host is not None:
             places = {each.address: each.interface for each in step.assignments if each.address in result.expires}
             where = {**self._host.where, **places}
             self._host = evolve(self._host, assigned={**before, **result.expires}, where=where)
-        for address in result.expires:
-            self._extended[address] = asked[address]
-            self._succeeded(AssignmentOf(address))
-            if address not in before:
-                self._announced.pop(address, None)
-                if address not in self._clear:
-                    self._fresh[address] = self.clock.seconds() + FRESH
-                self.log.info("{address}: assigned", address=address)
+        self._extended |= {address: asked[address] for address in result.expires}
+        for subject in [*self._failures, *self._rests]:
+            if isinstance(subject, AssignmentOf) and subject.address in result.expires:
+                self._succeeded(subject)
+        for address in set(result.expires) - set(before):
+            self._announced.pop(address, None)
+            if address not in self._clear:
+                self._fresh[address] = self.clock.seconds() + FRESH
+            self.log.info("{address}: assigned", address=address)
         for address, reason in result.failed.items():
             self._failed(AssignmentOf(address), reason)
             self._host_stale = True
@@ -906,11 +938,14 @@ class Converger(TwistedService):
     def _note_announcement(self, assignment: Assignment) -> None:
         last = self._announced.get(assignment.address)
         rounds = last.rounds + 1 if last else 1
+        now = self.clock.seconds()
         if rounds <= len(ANNOUNCEMENT_GAPS):
-            gap = ANNOUNCEMENT_GAPS[rounds - 1]
+            following = now + ANNOUNCEMENT_GAPS[rounds - 1]
         else:
-            gap = self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
-        self._announced[assignment.address] = Announced(rounds, self.clock.seconds() + gap)
+            if self._all_announced_at < now + ANNOUNCEMENT_INTERVAL / 4:
+                self._all_announced_at = now + self.backoff.uniform(0.9, 1.1) * ANNOUNCEMENT_INTERVAL
+            following = self._all_announced_at
+        self._announced[assignment.address] = Announced(rounds, following)
         if rounds == 1:
             self.log.info("{address}: announced", address=assignment.address)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -81,6 +82,13 @@ def describe(error: Exception) -> str:
     if len(error.args) == 1 and isinstance(error.args[0], list):
         return "; ".join(str(reason) for *_, reason in error.args[0]) or type(error).__name__
     return str(error) or type(error).__name__
+
+
+def basic(username: str, password: str) -> Mapping[str, str]:
+    """The headers that show a name and a password (RFC 7617). Raises L{ValueError} where the name cannot be one."""
+    if ":" in username:
+        raise ValueError("there is a colon in the username, which cannot be sent")
+    return {"Authorization": f"Basic {b64encode(f'{username}:{password}'.encode()).decode()}"}
 
 
 def _nothing_within(result: object, seconds: float) -> Any:
@@ -309,6 +317,8 @@ def stream(
     limit: int = 8 * 2**20,
     params: Mapping[str, str] | None = None,
     headers: dict[bytes | str, bytes | str] | None = None,
+    method: str = "GET",
+    data: bytes | None = None,
 ) -> Deferred[Response | None]:
     """
     Follow a response that does not end by itself. Redirects are not followed.
@@ -332,7 +342,7 @@ def stream(
         stopped = True
 
     async def follow() -> Response | None:
-        response = await _respond(http, clock, "GET", url, params=params, headers=headers).addTimeout(
+        response = await _respond(http, clock, method, url, params=params, headers=headers, data=data).addTimeout(
             open_timeout, clock, _nothing_within
         )
         if response.code != 200:

@@ -249,11 +249,13 @@ class Hold:
 
     @ivar sent: when the last confirmed request for it was sent, on the agent's monotonic clock.
     @ivar since: when the claim was won or adopted, on the same clock.
+    @ivar session: what the claim rests on, where the store has that; whatever confirms it confirms this hold.
     """
 
     address: Address
     sent: float
     since: float
+    session: str = ""
 
 
 @frozen
@@ -284,6 +286,10 @@ class AgentRecord:
     def node_name(self) -> str:
         """The name of its Node in Kubernetes."""
         return self.node or self.id
+
+    def reaches(self, address: Address) -> bool:
+        """Whether it may carry an address, as far as its networks say."""
+        return self.networks is None or any(address in network for network in self.networks)
 
 
 @frozen

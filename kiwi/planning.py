@@ -112,9 +112,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from math import ceil, inf
+from operator import attrgetter
 
 from attrs import evolve, field, frozen
 
@@ -188,6 +190,12 @@ TRIES_TO_PROVISION = 3
 QUIET_LASTS, FRESH = 0.5, 3.0
 """See Note [Two who ask]. Seconds."""
 
+LATER, EARLIER = 1.5, 2.5
+"""
+Seconds by which an address may expire later than it should, or earlier than was asked for, as far as the kernel tells:
+lifetimes are whole seconds, which it tells rounded up.
+"""
+
 LOOK_INTERVAL = 0.05
 """Seconds from one look at the host to the next, where it is only said to have changed: mostly by this agent itself."""
 
@@ -199,6 +207,9 @@ what is left that it takes off if that is more: with many, it is better to have 
 
 TIME_TO_PREPARE, LONGEST_PREPARATION, LONGEST_HAND_OVER = 0.1, 0.5, 2.0
 """See Note [Handing over]. Seconds: from when the others were told, and twice from when the agent began to leave."""
+
+
+_sent, _next = attrgetter("sent"), attrgetter("next")
 
 
 @frozen
@@ -391,6 +402,7 @@ def rank(address: Address, agent: str, others: Iterable[str]) -> int:
     return sum(_weight(address, other) > own for other in others if other != agent)
 
 
+@lru_cache(2**17)
 def _weight(address: Address, agent: str) -> bytes:
     return blake2b(address.packed + agent.encode(), digest_size=8).digest()
 
@@ -401,7 +413,12 @@ def plan(situation: Situation, terms: Terms) -> Plan:
 
 
 class _Planner:
-    """One plan in the making. Each method plans one concern and notes when it wants to look again."""
+    """
+    One plan in the making. Each method plans one concern and notes when it wants to look again.
+
+    There may be thousands of addresses, of which mostly nothing is to be said. So what concerns all of them is decided
+    by sets, and one by one come only those for which there may be something to do.
+    """
 
     def __init__(self, situation: Situation, terms: Terms) -> None:
         self.see = situation
@@ -409,28 +426,55 @@ class _Planner:
         self.now = situation.now
         self.look = inf
         self.assigned: Mapping[Address, float] = situation.host.assigned if situation.host else {}
-        self.live = {a: hold for a, hold in situation.holds.items() if self._is_ahead(terms.hold_ends(hold))}
-        known = situation.claims.holders if situation.claims else {}
-        self.holders = {a: holder for a, holder in {**known, **situation.heard}.items() if holder is not None}
+        self.there = set(self.assigned)
+        self.wanted = set(situation.wanted or ())
+        self.asked = {subject.address for subject in situation.busy if isinstance(subject, ClaimTo)}
+        self.resting = {s.address: until for s, until in situation.rests.items() if isinstance(s, ClaimTo)}
+        self.live = self._live_holds()
+        self.holders = self._holders()
+        own = terms.id
+        self.mine = {a for a, holder in self.holders.items() if holder == own}
         self.where: Mapping[Address, str] = situation.host.where if situation.host else {}
         self.up = {name for name, link in situation.host.links.items() if link.ready} if situation.host else set()
+        self.all_up = bool(self.up) and situation.wanted is not None and self.up.issuperset(situation.places.values())
+        places = {*self.where.values(), *situation.places.values()}
+        self.misplaced = {a for a in self.there if self._is_misplaced(a)} if len(places) > 1 else set()
         self.recorded = situation.admitted is not None and self.now < situation.recorded_until
         self.agents = {**situation.recalled, **(situation.claims.agents if situation.claims else {})}
         self.leaving = {agent for agent, record in self.agents.items() if record.leaving or record.standby}
         self.staying = self.agents.keys() - self.leaving - situation.gave_up
         self.elsewhere = {
-            agent: networks
+            agent
             for agent in self.staying - {terms.id}
-            if (networks := self.agents[agent].networks) not in (None, situation.networks)
+            if self.agents[agent].networks not in (None, situation.networks)
         }
         self.going = situation.draining or situation.unfit
         self.handing_over = self._is_handing_over()
         self.not_yet = self._waiting_for_their_turn()
         self.adopting = {a for a in situation.adoptable if a not in self.live and self._may_adopt(a)}
-        self.kept = {a for a in self.live if self._is_wanted_here(a) and not self._is_given_up(a)}
-        self.claims_to_ask: float = inf
-        if situation.store_troubled:
-            self.claims_to_ask = TRIES_IN_TROUBLE - sum(isinstance(subject, ClaimTo) for subject in situation.busy)
+        self.kept = self._kept()
+        self.claims_to_ask = TRIES_IN_TROUBLE - len(self.asked) if situation.store_troubled else inf
+
+    def _live_holds(self) -> Mapping[Address, Hold]:
+        holds = self.see.holds
+        if holds and self._is_ahead(self.terms.hold_ends(min(holds.values(), key=_sent))):
+            return holds
+        return {a: hold for a, hold in holds.items() if self._is_ahead(self.terms.hold_ends(hold))}
+
+    def _holders(self) -> Mapping[Address, str]:
+        known = self.see.claims.holders if self.see.claims else {}
+        if not self.see.heard:
+            return known
+        return {a: holder for a, holder in {**known, **self.see.heard}.items() if holder is not None}
+
+    def _kept(self) -> set[Address]:
+        """What is held and stays where it is, or comes there."""
+        kept = set(self.live)
+        if self.see.wanted is not None:
+            kept &= self.wanted
+        if self.going or self.see.eligible or not self.all_up:
+            kept = {a for a in kept if self._is_wanted_here(a)}
+        return kept - {a for a in kept - self.there if self._is_given_up(a)} - set(self.see.foreign)
 
     def plan(self) -> Plan:
         claiming = (*self._renewals(), *self._releases(), *self._acquisitions())
@@ -457,7 +501,9 @@ class _Planner:
 
     def _may_ask_about(self, address: Address) -> bool:
         """Whether a step may ask the store about a claim now. If so, count it as asked about."""
-        if self.claims_to_ask < 1 or not self._is_available(ClaimTo(address)):
+        if self.claims_to_ask < 1 or address in self.asked:
+            return False
+        if address in self.resting and self._is_ahead(self.resting[address]):
             return False
         self.claims_to_ask -= 1
         return True
@@ -497,7 +543,7 @@ class _Planner:
             agent
             for agent in self.staying
             if (nodes is None or self.agents[agent].node_name in nodes)
-            and (agent not in self.elsewhere or any(address in network for network in self.elsewhere[agent] or ()))
+            and (agent not in self.elsewhere or self.agents[agent].reaches(address))
         }
 
     def _is_moving(self, address: Address, holder: str) -> bool:
@@ -530,12 +576,12 @@ class _Planner:
             return carried
         going = len(self.live) - len(carried) + self._asked_about_what_is_not_held()
         # What is being renewed could not be released at once.
-        can_go = in_order(address for address in carried if ClaimTo(address) not in self.see.busy)
+        can_go = in_order(carried - self.asked)
         together = max(HAND_OVER_TOGETHER, len(self.live) // HAND_OVER_PART)
         return carried.difference(can_go[: max(0, together - going)])
 
     def _asked_about_what_is_not_held(self) -> int:
-        return sum(isinstance(subject, ClaimTo) and subject.address not in self.live for subject in self.see.busy)
+        return len(self.asked - set(self.live))
 
     def _is_given_up(self, address: Address) -> bool:
         """Whether an address that is held cannot be put up here, or is another machine's."""
@@ -582,8 +628,7 @@ class _Planner:
             return
         last = see.recorded.record if see.recorded is not None else own
         if see.draining and see.registered:
-            asked = any(isinstance(subject, ClaimTo) for subject in see.busy)
-            if not (claiming or asked or self.live or self.assigned or see.host is None):
+            if not (claiming or self.asked or self.live or self.assigned or see.host is None):
                 yield Deregister(last)
             elif not last.leaving:
                 yield Register(evolve(own, leaving=True, standby=False), last)
@@ -600,24 +645,32 @@ class _Planner:
         see = self.see
         if not self._is_available(ADDRESSES):
             return
-        away = frozenset(
-            a
-            for a in self.assigned
-            if (a not in self.kept and a not in self.adopting) or self._is_misplaced(a)
-            if self._is_available(AssignmentOf(a))
-        )
-        writable = [
-            a for a in self.kept if self._is_marked(a) and not self._is_new(a) and self._ends(a) - self.now >= 1
-        ]
+        leaving = (self.there - self.kept - self.adopting) | self.misplaced
+        away = frozenset(a for a in leaving if self._is_available(AssignmentOf(a)))
         if away:
             yield Unassign(away)
-        elif assignments := self._assignments(writable):
+        elif not self._is_all_as_it_should_be() and (assignments := self._assignments()):
             yield Assign(assignments)
         elif see.host is None or see.host_unsure or (see.host_stale and not self._is_ahead(see.looked + LOOK_INTERVAL)):
             yield LookAtHost()
 
-    def _assignments(self, writable: Sequence[Address]) -> frozenset[Assignment]:
+    def _is_all_as_it_should_be(self) -> bool:
+        """Whether no address is to be written, as far as can be told of all of them at once."""
+        see = self.see
+        if not (self.kept <= self.there and self.kept <= set(see.extended)):
+            return False
+        if not self.kept:
+            return True
+        expires, asked_for = self.assigned.values(), see.extended.values()
+        newest, oldest = (self._ends_of(which(self.live.values(), key=_sent)) for which in (max, min))
+        is_extended = newest <= min(asked_for)
+        return is_extended and max(expires) <= oldest + LATER and min(expires) >= max(asked_for) - EARLIER
+
+    def _assignments(self) -> frozenset[Assignment]:
         """What to write of all that may be written. See Note [Written together]."""
+        writable = [
+            a for a in self.kept if self._is_marked(a) and not self._is_new(a) and self._ends(a) - self.now >= 1
+        ]
         due = [a for a in writable if self._is_assignment_due(a) and self._is_available(AssignmentOf(a))]
         written = self.see.written
         if due and written is not None and len(writable) > self.terms.few:
@@ -641,7 +694,7 @@ class _Planner:
         hopeful = {a for a in trying if not rank(a, self.terms.id, self._candidates(a))}
         asked = frozenset(
             Placement(a, self._place(a))
-            for a in self.kept | hopeful
+            for a in set(self.see.new).intersection(self.kept | hopeful)
             if self._is_new(a) and self._is_up(a) and not self._is_ahead(contested.get(a, -inf))
         )
         if asked and not self.going and self._is_available(PROBES):
@@ -654,7 +707,10 @@ class _Planner:
 
     def _ends(self, address: Address) -> float:
         """Until when an address that is kept may be assigned."""
-        return self.terms.assignment_ends(self.live[address], len(self.kept))
+        return self._ends_of(self.live[address])
+
+    def _ends_of(self, hold: Hold) -> float:
+        return self.terms.assignment_ends(hold, len(self.kept))
 
     def _is_assignment_due(self, address: Address) -> bool:
         """Whether the kernel should be told to keep an address, or to keep it for longer."""
@@ -665,15 +721,16 @@ class _Planner:
             return True
         if ends > asked_for and not (self.see.renewals_due and self._is_ahead(asked_for - self.terms.ttl / 2)):
             return True
-        # Somebody changed the lifetime by hand. Lifetimes are whole seconds, which the kernel tells rounded up.
-        return expires > ends + 1.5 or expires < asked_for - 2.5
+        # Somebody changed the lifetime by hand.
+        return expires > ends + LATER or expires < asked_for - EARLIER
 
     def _tried_for(self) -> AbstractSet[Address]:
         """Addresses that are being claimed right now."""
         wanted = self.see.wanted or {}
-        asked = {subject.address for subject in self.see.busy if isinstance(subject, ClaimTo)}
         # The watch may tell of a claim that was won before the answer does.
-        return {a for a in asked if a in wanted and a not in self.live and self.holders.get(a) in (None, self.terms.id)}
+        return {
+            a for a in self.asked if a in wanted and a not in self.live and self.holders.get(a) in (None, self.terms.id)
+        }
 
     def _firewall(self, trying: AbstractSet[Address]) -> Iterable[Step]:
         """
@@ -686,7 +743,7 @@ class _Planner:
             return
         if self.handing_over and (self.live or self._asked_about_what_is_not_held()):
             return
-        there = self.assigned.keys() | see.assigning
+        there = self.there | see.assigning
         if see.draining:
             if not (see.unmarked or there):
                 yield Unmark()
@@ -696,9 +753,9 @@ class _Planner:
             marked = self.kept | self.adopting
             if not (see.store_troubled or self.going):
                 marked |= trying | self._about_to_be_free()
-            going = there - marked
-            due = frozenset(mark for a in marked for mark in see.wanted.get(a, ()))
-            due |= frozenset(mark for mark in see.marks or () if mark.address in going)
+            due: frozenset[Mark] = frozenset().union(*(see.wanted[a] for a in marked & self.wanted))
+            if going := there - marked:
+                due |= frozenset(mark for mark in see.marks or () if mark.address in going)
             if due != see.marks:
                 yield MarkTraffic(due)
 
@@ -722,29 +779,28 @@ class _Planner:
     def _announcements(self) -> Iterable[Step]:
         if not self._is_available(NEIGHBOURS):
             return
-        due = frozenset(
-            Assignment(a, self.terms.hold_ends(self.live[a]), self._place(a))
-            for a in self.kept
-            if a in self.assigned
-            and not self._is_misplaced(a)
-            and not (a in self.see.announced and self._is_ahead(self.see.announced[a].next))
-        )
+        announced = self.see.announced
+        due = (self.kept & self.there) - self.misplaced
+        if not due:
+            return
+        if announced and self._is_ahead(min(announced.values(), key=_next).next):
+            due -= set(announced)
+        due = {a for a in due if a not in announced or not self._is_ahead(announced[a].next)}
         if due:
-            yield Announce(due)
+            yield Announce(frozenset(Assignment(a, self.terms.hold_ends(self.live[a]), self._place(a)) for a in due))
 
     def _renewals(self) -> Iterable[Step]:
         if self.see.admitted is None:
             return
-        due = [a for a in self.kept if (a in self.see.renewals_due and self._is_due_soon(a)) or self._is_doubtful(a)]
-        due.sort(key=lambda address: self.live[address].sent)
-        due += [
-            a
-            for a, holder in self.holders.items()
-            if self.recorded
-            and holder == self.terms.id
-            and a not in self.live
-            and (a in self.adopting or (self.see.wanted is not None and self._is_wanted_here(a) and self._is_safe(a)))
-        ]
+        doubtful = self.kept - self.mine if self.see.claims is not None else set()
+        soon = {a for a in self.kept.intersection(self.see.renewals_due) if self._is_due_soon(a)}
+        due = sorted(soon | doubtful, key=lambda address: self.live[address].sent)
+        if self.recorded:
+            due += [
+                a
+                for a in self.mine - set(self.live)
+                if a in self.adopting or (self.see.wanted is not None and self._is_wanted_here(a) and self._is_safe(a))
+            ]
         free = (a for a in due if self._may_ask_about(a))
         while together := frozenset(islice(free, RENEW_TOGETHER)):
             yield Renew(together)
@@ -758,20 +814,14 @@ class _Planner:
         """Whether no other agent may still carry an address whose claim the store has lost."""
         return address in self.see.own or not self._is_ahead(self.see.wary_until)
 
-    def _is_doubtful(self, address: Address) -> bool:
-        """Whether the store was heard to know nothing of a claim that this agent holds."""
-        return self.see.claims is not None and self.holders.get(address) != self.terms.id
-
     def _releases(self) -> Iterable[Step]:
         see = self.see
         if see.host is None or see.host_unsure or ADDRESSES in see.busy or see.admitted is None:
             return
-        mine = set(self.live)
+        done = set(self.live)
         if self.recorded and (see.wanted is not None or self.going):
-            mine |= {a for a, holder in self.holders.items() if holder == self.terms.id and not self._is_wanted_here(a)}
-        for address in mine:
-            if address in self.kept or address in self.adopting or address in self.assigned:
-                continue
+            done |= {a for a in self.mine - self.kept if not self._is_wanted_here(a)}
+        for address in done - self.kept - self.adopting - self.there:
             if self._may_ask_about(address):
                 yield Release(address)
 
@@ -787,15 +837,17 @@ class _Planner:
             return
         if self._cannot_provision():
             return
-        fair = self._fair_share(see.wanted.keys())
+        unclaimed = self.wanted - set(self.live) - set(self.holders) - self.there - set(see.foreign)
+        free = [a for a in unclaimed if self._may_try_for(a)]
+        if not free:
+            return
+        fair = self._fair_share(self.wanted)
         carried = len(self.live) + self._asked_about_what_is_not_held()
-        there = self.live.keys() | self.holders.keys() | self.assigned.keys() | see.foreign
-        free = [a for a in see.wanted if a not in there and self._may_try_for(a)]
         moving = self.leaving or see.eligible
         soon_free = sum(self._is_moving(*claim) for claim in self.holders.items()) if moving else 0
         stagger = STAGGER + STAGGER_OF_EACH * max(0, len(free) + soon_free - 1)
         for address in free:
-            if ClaimTo(address) in see.busy or not self._is_safe(address):
+            if address in self.asked or not self._is_safe(address):
                 continue
             candidates = self._candidates(address)
             before = rank(address, self.terms.id, candidates)

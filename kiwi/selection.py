@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from .model import (
     Address,
@@ -32,10 +32,12 @@ class Attachment:
     An interface that addresses go to, as an operator names it.
 
     @ivar ranges: the addresses that go there; where it is empty, those of its subnets.
+    @ivar versions: of IP, the ones whose addresses may go there.
     """
 
     interface: str
     ranges: tuple[Network, ...] = ()
+    versions: frozenset[int] = frozenset({4, 6})
 
 
 @frozen
@@ -126,7 +128,11 @@ def reach(
             own = ranges
         if not own:
             own = {configured.network for configured in subnets.get(attachment.interface, ()) if _counts(configured)}
-        places += [(network, attachment.interface) for network in sorted(own, key=network_order)]
+        places += [
+            (network, attachment.interface)
+            for network in sorted(own, key=network_order)
+            if network.version in attachment.versions
+        ]
     places.sort(key=lambda place: -place[0].prefixlen)
     return Reach(tuple(ranges), tuple(places))
 
@@ -141,6 +147,93 @@ def _common(one: Network, other: Network) -> Network | None:
     return smaller if smaller.version == larger.version and smaller.network_address in larger else None
 
 
+@frozen
+class _Grounds:
+    """What decides about addresses whichever Services want them: who else has which, and where they may be."""
+
+    own: frozenset[Configured]
+    gateways: frozenset[Address]
+    reach: Reach
+    _taken: frozenset[Address] = field(init=False, eq=False)
+    _edges: Mapping[Address, str] = field(init=False, eq=False)
+
+    @_taken.default
+    def _taken_by_others(self) -> frozenset[Address]:
+        return frozenset(configured.ip for configured in self.own)
+
+    @_edges.default
+    def _edges_of_networks(self) -> Mapping[Address, str]:
+        return dict(_edges({configured.network for configured in self.own}))
+
+    def objection(self, address: Address, place: str | None) -> str | None:
+        """Why nobody may have an address here."""
+        kind = _special_kind(address)
+        if kind is not None:
+            return f"it is {kind}"
+        if address in self._taken:
+            return "this host has it already, by somebody else's hand"
+        if address in self.gateways:
+            return "it is the default gateway"
+        if address in self._edges:
+            return self._edges[address]
+        if place is None:
+            return f"it is in none of the allowed ranges ({self.reach})"
+        return None
+
+
+@frozen
+class _Decision:
+    """
+    What comes of one address.
+
+    @ivar place: the interface that it goes to; empty where it is not wanted.
+    @ivar local: the Services that restrict it to Nodes with their endpoints, the oldest first.
+    @ivar eligible: these Nodes; C{None} where any will do, or where they are not known.
+    """
+
+    marks: frozenset[Mark] = frozenset()
+    place: str = ""
+    refusals: tuple[Refusal, ...] = ()
+    local: tuple[ServiceName, ...] = ()
+    eligible: frozenset[str] | None = None
+
+
+def _decide(
+    address: Address,
+    sharing: Sequence[Service],
+    grounds: _Grounds,
+    endpoints: Mapping[ServiceName, Endpoints] | None,
+) -> _Decision:
+    """
+    @param sharing: the Services that ask for it, the oldest first.
+    """
+    place = grounds.reach.place(address)
+    reason = grounds.objection(address, place)
+    if reason is not None or place is None:
+        return _Decision(refusals=tuple(Refusal(service.name, address, reason or "") for service in sharing))
+    refusals: list[Refusal] = []
+    taken: dict[ServicePort, Mark] = {}
+    local = []
+    for service in sharing:
+        before = len(taken)
+        for port in sorted(service.ports, key=_order):
+            mark = _mark(address, port, service.name)
+            first = taken.setdefault(port, mark)
+            if first != mark:
+                why = f"the older Service {first.service} has its port {port}"
+                refusals.append(Refusal(service.name, address, why))
+        if service.local and len(taken) > before:
+            local.append(service.name)
+    eligible = None
+    if local and endpoints is not None:
+        nodes = [_nodes(endpoints.get(name)) for name in local]
+        eligible = frozenset.intersection(*nodes)
+        if not eligible:
+            refusals += _nowhere(address, local, nodes)
+    marks = frozenset(taken.values())
+    return _Decision(marks, place if marks else "", tuple(refusals), tuple(local), eligible)
+
+
 def select(
     services: Iterable[Service],
     host: Host,
@@ -151,66 +244,94 @@ def select(
     @param endpoints: where Services have their endpoints: nowhere those that are not in it. C{None} while that is not
         known.
     """
-    own = {configured.ip for configured in host.own}
-    edges = dict(_edges({configured.network for configured in host.own}))
+    return Selector().select(services, host, reach, endpoints)
 
-    def objection(address: Address) -> str | None:
-        kind = _special_kind(address)
-        if kind is not None:
-            return f"it is {kind}"
-        if address in own:
-            return "this host has it already, by somebody else's hand"
-        if address in host.gateways:
-            return "it is the default gateway"
-        if address in edges:
-            return edges[address]
-        if address not in places:
-            return f"it is in none of the allowed ranges ({reach})"
-        return None
 
-    places: dict[Address, str] = {}
-    objections: dict[Address, str | None] = {}
-    wanted: dict[Address, dict[tuple[object, int], Mark]] = {}
-    local: dict[Address, list[ServiceName]] = {}
-    refusals = []
-    for service in sorted(services, key=_age):
-        for address in service.addresses:
-            if address not in objections:
-                place = reach.place(address)
-                if place is not None:
-                    places[address] = place
-                objections[address] = objection(address)
-            reason = objections[address]
-            if reason is not None:
-                refusals.append(Refusal(service.name, address, reason))
-                continue
-            taken = wanted.setdefault(address, {}) if service.ports else {}
-            counts = False
-            for port in sorted(service.ports, key=_order):
-                mark = _mark(address, port, service.name)
-                first = taken.setdefault((port.protocol, port.port), mark)
-                if first != mark:
-                    refusals.append(
-                        Refusal(service.name, address, f"the older Service {first.service} has its port {port}")
-                    )
-                else:
-                    counts = service.local
-            if counts:
-                local.setdefault(address, []).append(service.name)
-    eligible: dict[Address, frozenset[str]] = {}
-    if endpoints is not None:
-        for address, sharing in local.items():
-            nodes = [_nodes(endpoints.get(name)) for name in sharing]
-            eligible[address] = frozenset.intersection(*nodes)
-            if not eligible[address]:
-                refusals += _nowhere(address, sharing, nodes)
-    return Selection(
-        {address: frozenset(marks.values()) for address, marks in wanted.items()},
-        frozenset(refusals),
-        eligible,
-        frozenset(local) if endpoints is None else frozenset(),
-        {address: places[address] for address in wanted},
-    )
+@define(eq=False)
+class Selector:
+    """
+    Selects as L{select} does, again and again: it looks only at the addresses of Services that were not the very same
+    objects the last time, so that one change among thousands costs little.
+    """
+
+    _services: dict[int, Service] = field(factory=dict, init=False)
+    _sharing: dict[Address, tuple[Service, ...]] = field(factory=dict, init=False)
+    _decisions: dict[Address, _Decision] = field(factory=dict, init=False)
+    _local: dict[ServiceName, frozenset[str] | None] = field(factory=dict, init=False)
+    _grounds: _Grounds | None = field(default=None, init=False)
+    _selection: Selection = field(factory=Selection, init=False)
+
+    def select(
+        self,
+        services: Iterable[Service],
+        host: Host,
+        reach: Reach,
+        endpoints: Mapping[ServiceName, Endpoints] | None,
+    ) -> Selection:
+        """The same object as before where nothing is new."""
+        changed = self._share({id(service): service for service in services})
+        grounds = _Grounds(host.own, host.gateways, reach)
+        if grounds == self._grounds:
+            changed |= self._moved(endpoints)
+            grounds = self._grounds
+        else:
+            self._grounds = grounds
+            changed |= self._sharing.keys()
+        if changed:
+            self._selection = self._decided(changed, grounds, endpoints)
+        return self._selection
+
+    def _share(self, services: dict[int, Service]) -> set[Address]:
+        """Note who shares which address. The addresses for which that is new."""
+        before, self._services = self._services, services
+        gone = [before[number] for number in before.keys() - services.keys()]
+        new = [services[number] for number in services.keys() - before.keys()]
+        changed = {address for service in (*gone, *new) for address in service.addresses}
+        sharing: dict[Address, list[Service]] = {a: list(self._sharing.get(a, ())) for a in changed}
+        for service in gone:
+            for address in service.addresses:
+                sharing[address] = [other for other in sharing[address] if other is not service]
+        for service in new:
+            for address in service.addresses:
+                sharing[address].append(service)
+        for address, those in sharing.items():
+            if those:
+                self._sharing[address] = tuple(sorted(those, key=_age))
+            else:
+                self._sharing.pop(address, None)
+        return changed
+
+    def _moved(self, endpoints: Mapping[ServiceName, Endpoints] | None) -> set[Address]:
+        """The addresses of Services that only some Nodes may carry, where these are others now."""
+        moved = {name for name, nodes in self._local.items() if nodes != _known_nodes(endpoints, name)}
+        return (
+            {a for a, decision in self._decisions.items() if not moved.isdisjoint(decision.local)} if moved else set()
+        )
+
+    def _decided(
+        self, changed: set[Address], grounds: _Grounds, endpoints: Mapping[ServiceName, Endpoints] | None
+    ) -> Selection:
+        for address in changed:
+            if address in self._sharing:
+                self._decisions[address] = _decide(address, self._sharing[address], grounds, endpoints)
+            else:
+                del self._decisions[address]
+        decisions = self._decisions
+        restricted = {a: decision for a, decision in decisions.items() if decision.local}
+        names = {name for decision in restricted.values() for name in decision.local}
+        self._local = {name: _known_nodes(endpoints, name) for name in names}
+        wanted = {a: decision.marks for a, decision in decisions.items() if decision.place}
+        return Selection(
+            wanted,
+            frozenset(refusal for decision in decisions.values() if decision.refusals for refusal in decision.refusals),
+            {a: decision.eligible for a, decision in restricted.items() if decision.eligible is not None},
+            frozenset(restricted) if endpoints is None else frozenset(),
+            {a: decisions[a].place for a in wanted},
+        )
+
+
+def _known_nodes(endpoints: Mapping[ServiceName, Endpoints] | None, name: ServiceName) -> frozenset[str] | None:
+    return None if endpoints is None else _nodes(endpoints.get(name))
 
 
 def _nodes(endpoints: Endpoints | None) -> frozenset[str]:

@@ -18,9 +18,23 @@ from .selection import Attachment
 from .urls import server_url
 
 KUBE_APIS = ("auto", "v1", "v1beta3", "v1beta1")
-STORES = ("auto", "kubernetes", "etcd2", "memory")
+STORES = ("auto", "kubernetes", "etcd2", "etcd3", "memory")
 SOURCES = ("externalIPs", "loadBalancer")
 FIREWALLS = ("iptables", "nftables", "none")
+
+
+ETCD_OPTIONS = (
+    "etcd-endpoint",
+    "etcd-prefix",
+    "etcd-ca",
+    "etcd-cert",
+    "etcd-key",
+    "etcd-user",
+    "etcd-password-file",
+)
+
+PASSWORD = "KIWI_ETCD_PASSWORD"
+"""The variable of a password. There is no option for it: everybody on a host can read its command lines."""
 
 
 class BadSetting(ValueError):
@@ -37,7 +51,12 @@ class Settings:
     @ivar kube_endpoint: the URL of the API server; C{None} where it is to be found, and always with C{kubeconfig}.
     @ivar kubeconfig: the path of a kubeconfig file.
     @ivar context: the name of a context in a kubeconfig; C{None} for the current one.
-    @ivar etcd_is_given: somebody has said where etcd is, or where Kiwi's keys are in it.
+    @ivar etcd_is_given: somebody has said something of etcd: where it is, where Kiwi's keys are, or how to get in.
+    @ivar etcd_ca: the path of the certificates that vouch for etcd; C{None} for those that the system trusts.
+    @ivar etcd_cert: the path of the certificate that etcd is shown, and C{etcd_key} that of its key: both or neither.
+    @ivar etcd_user: who this agent is to etcd, with a password; C{None} for nobody.
+    @ivar etcd_password_file: the path of the password; C{None} where it is in the environment, see L{PASSWORD}. It is
+        never among the settings itself.
     @ivar lease_namespace: where Leases are, if those are the claims.
     @ivar agent_id: unique among the agents.
     @ivar node_name: of the Node that this host is in Kubernetes.
@@ -59,6 +78,11 @@ class Settings:
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
     etcd_is_given: bool
+    etcd_ca: str | None
+    etcd_cert: str | None
+    etcd_key: str | None
+    etcd_user: str | None
+    etcd_password_file: str | None
     store: str
     lease_namespace: str
     agent_id: str
@@ -104,6 +128,18 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
     def flag(name: str) -> bool:
         return bool(options.get(name)) or _truth(name, environment.get(_variable(name), ""))
 
+    def without_credentials(name: str, instead: str) -> None:
+        """What stands before an @ in a URL is not shown again, whatever it is."""
+        chosen = options.get(name) or environment.get(_variable(name), "")
+        for text in [chosen] if isinstance(chosen, str) else chosen:
+            if "@" in text:
+                shown = f"...@{text.rpartition('@')[2]}"
+                raise BadSetting(
+                    f"{source(name)}: {shown!r}: a URL may not have a name or a password in it; give {instead} instead"
+                )
+
+    without_credentials("kube-endpoint", "--kubeconfig FILE, which may have them,")
+    without_credentials("etcd-endpoint", "--etcd-user NAME and --etcd-password-file FILE")
     endpoint, kubeconfig = given("kube-endpoint", "") or None, given("kubeconfig", "") or None
     if endpoint is not None:
         endpoint = checked("kube-endpoint", endpoint, _server("https", "http"))
@@ -112,10 +148,42 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
                 f"{source('kubeconfig')}: {kubeconfig!r}: there is {source('kube-endpoint')} as well; give one of them"
             )
 
+    etcd_ca, etcd_cert, etcd_key = (given(name, "") or None for name in ("etcd-ca", "etcd-cert", "etcd-key"))
+    etcd_user, password_file = (given(name, "") or None for name in ("etcd-user", "etcd-password-file"))
+
+    def alone(name: str, value: str | None, missing: str) -> BadSetting:
+        return BadSetting(f"{source(name)}: {value!r}: give {missing} as well")
+
+    if etcd_cert and not etcd_key:
+        raise alone("etcd-cert", etcd_cert, "--etcd-key FILE, which may be the same file,")
+    if etcd_key and not etcd_cert:
+        raise alone("etcd-key", etcd_key, "--etcd-cert FILE, which may be the same file,")
+    if etcd_user and not password_file and not environment.get(PASSWORD):
+        raise alone("etcd-user", etcd_user, f"--etcd-password-file FILE (or the variable {PASSWORD})")
+    if password_file and not etcd_user:
+        raise alone("etcd-password-file", password_file, "--etcd-user NAME")
+    if environment.get(PASSWORD) and not etcd_user:
+        raise BadSetting(f"{PASSWORD}: give --etcd-user NAME as well")
+    if password_file and environment.get(PASSWORD):
+        raise BadSetting(
+            f"{source('etcd-password-file')}: {password_file!r}: the variable {PASSWORD} is there as well; "
+            "give one of them"
+        )
+
     firewall = checked("firewall", given("firewall", "iptables"), _one_of(FIREWALLS))
     agent_id = checked("agent-id", given("agent-id", "") or environment.get("KIWI_ID") or host_name, _agent_id)
     node_name = given("node-name", "")
     sources = checked("sources", given("sources", ",".join(SOURCES)), _sources)
+    etcd_endpoints = tuple(
+        checked("etcd-endpoint", text, _server("https", "http"))
+        for text in many("etcd-endpoint", "http://localhost:2379")
+    )
+    for name, value in (("etcd-ca", etcd_ca), ("etcd-cert", etcd_cert)):
+        if value and not any(url.startswith("https://") for url in etcd_endpoints):
+            raise BadSetting(
+                f"{source(name)}: {value!r}: it is for https, and etcd is at {' '.join(etcd_endpoints)}; give "
+                "--etcd-endpoint https://HOST:PORT"
+            )
     return Settings(
         interfaces=checked(
             "interface", " ".join(options.get("interface") or [environment.get("KIWI_INTERFACE", "")]), _interfaces
@@ -125,11 +193,14 @@ def settings(options: Mapping[str, Any], environment: Mapping[str, str], host_na
         kubeconfig=kubeconfig,
         context=given("context", "") or None,
         kube_api=checked("kube-api", given("kube-api", "auto"), _one_of(KUBE_APIS)),
-        etcd_endpoints=tuple(
-            checked("etcd-endpoint", text, _server("http")) for text in many("etcd-endpoint", "http://localhost:2379")
-        ),
+        etcd_endpoints=etcd_endpoints,
         etcd_prefix=checked("etcd-prefix", given("etcd-prefix", "/kiwi"), _prefix),
-        etcd_is_given=any(given(name, "") for name in ("etcd-endpoint", "etcd-prefix")),
+        etcd_is_given=any(given(name, "") for name in ETCD_OPTIONS),
+        etcd_ca=etcd_ca,
+        etcd_cert=etcd_cert,
+        etcd_key=etcd_key,
+        etcd_user=checked("etcd-user", etcd_user, _user) if etcd_user else None,
+        etcd_password_file=password_file,
         store=checked("store", given("store", "auto"), _one_of(STORES)),
         lease_namespace=checked("lease-namespace", given("lease-namespace", "kiwi"), _namespace),
         agent_id=agent_id,
@@ -216,6 +287,12 @@ def _refuse_doubles(found: Mapping[str, Collection[Network]]) -> None:
 
 def _server(*schemes: str) -> Callable[[str], str]:
     return lambda text: server_url(text, schemes)
+
+
+def _user(text: str) -> str:
+    if not text.isprintable() or not text or ":" in text:
+        raise ValueError("give the name of a user of etcd: printable characters, and no colon")
+    return text
 
 
 def _namespace(text: str) -> str:

@@ -27,6 +27,10 @@ from . import __version__
 from .agent import Agent
 from .backoff import BackoffPolicy
 from .claims.etcd2 import Etcd2ClaimStore
+from .claims.etcd3 import Etcd3ClaimStore
+from .claims.etcd_access import EtcdAccess, EtcdAccessError, find_etcd_access
+from .claims.etcd_choice import ChosenEtcd
+from .claims.etcd_user import EtcdUser
 from .claims.interface import IClaimStore
 from .claims.leases import LeaseClaimStore
 from .claims.memory import MemoryClaims
@@ -55,6 +59,9 @@ from .settings import BadSetting, Settings, settings
 
 SHORTEST_WAIT = 0.1
 CONNECTIONS = 32
+ETCD = "etcd"
+"""A store of either version of etcd's API, whichever the fleet has."""
+ETCD_STORES = (ETCD, "etcd2", "etcd3")
 
 
 class Options(usage.Options):
@@ -76,12 +83,22 @@ class Options(usage.Options):
         ["context", None, None, "Which part of the kubeconfig. [default: its current-context]"],
         ["kube-api", None, None, "v1, v1beta3, v1beta1, or auto: the newest that is offered. [default: auto]"],
         ["etcd-prefix", "p", None, "Where Kiwi's keys are. [default: /kiwi]"],
+        ["etcd-ca", None, None, "Certificates, in PEM, that etcd's must be signed by. [default: the system's]"],
+        ["etcd-cert", None, None, "Certificate, in PEM, to show etcd; with --etcd-key. [default: none]"],
+        ["etcd-key", None, None, "Its key, in PEM, which may be in the same file."],
+        ["etcd-user", None, None, "Who this agent is to etcd; with --etcd-password-file. [default: nobody]"],
+        [
+            "etcd-password-file",
+            None,
+            None,
+            "File with the user's password. It may also be in the variable KIWI_ETCD_PASSWORD.",
+        ],
         [
             "store",
             None,
             None,
-            "Claim store: kubernetes (Leases), etcd2, memory for a single host, or auto: etcd2 where an etcd option is "
-            "given, kubernetes in a Pod or with a kubeconfig. [default: auto]",
+            "Claim store: kubernetes (Leases), etcd2, etcd3, memory for a single host, or auto: etcd where an etcd "
+            "option is given, kubernetes in a Pod or with a kubeconfig. [default: auto]",
         ],
         ["lease-namespace", None, None, "Where Leases are, with --store kubernetes. [default: kiwi]"],
         ["agent-id", None, None, "Unique among the agents; --id is the same. [default: the host name]"],
@@ -190,15 +207,21 @@ def makeService(options: Options) -> IService:
     except AccessError as error:
         raise SystemExit(f"kiwi: {error}") from None
     store = choose_store(chosen, access)
+    try:
+        etcd = find_etcd_access(chosen, os.environ, clock.seconds) if store in ETCD_STORES else EtcdAccess()
+    except EtcdAccessError as error:
+        raise SystemExit(f"kiwi: {error}") from None
     attachments = _checked_interfaces(chosen)
     interfaces = [attachment.interface for attachment in attachments]
     log = logger("kiwi")
     firewall = _chosen_firewall(chosen, lambda line: clock.callFromThread(log.warn, "{line}", line=line))
+    if firewall.without_ipv6 is not None:
+        attachments = tuple(evolve(attachment, versions=frozenset({4})) for attachment in attachments)
     names = _only_one(chosen, interfaces)
     network, watch_host, watch_neighbours, parts = (
         _network(firewall.firewall, interfaces, reactor) if chosen.driver else _no_network(interfaces)
     )
-    to_store = http_clients(reactor, partial(_pool, reactor))
+    to_store = http_clients(reactor, partial(_pool, reactor), etcd.tls)
     to_kubernetes = http_clients(reactor, partial(_pool, reactor), access.tls)
     backoff = _backoff(chosen)
     server = KubernetesAPI(*to_kubernetes, clock, access.endpoint, access.credentials, backoff.uniform)
@@ -212,21 +235,24 @@ def makeService(options: Options) -> IService:
         store={
             "memory": "memory",
             "kubernetes": f"Leases of Kubernetes in namespace {chosen.lease_namespace}",
-            "etcd2": " ".join(chosen.etcd_endpoints) + chosen.etcd_prefix,
+            **{
+                each: f"{' '.join(chosen.etcd_endpoints)}{chosen.etcd_prefix}, API {version}"
+                for each, version in ((ETCD, "v2 or v3"), ("etcd2", "v2"), ("etcd3", "v3"))
+            },
         }[store],
     )
     log.info("Kubernetes is at {endpoint} ({source})", endpoint=access.endpoint, source=access.source)
     log.info("Traffic is marked by {firewall}", firewall=firewall.name)
     if firewall.without_ipv6 is not None:
-        log.warn("IPv6 traffic cannot be marked: {reason}", reason=firewall.without_ipv6)
-    for warning in access.warnings:
+        log.warn("IPv6 addresses are not carried, for they cannot be marked: {reason}", reason=firewall.without_ipv6)
+    for warning in (*access.warnings, *etcd.warnings):
         log.warn("{warning}", warning=warning)
     return Agent(
         Terms(_record(chosen), chosen.ttl, chosen.probe_wait),
         attachments,
         chosen.cidr_ranges,
         clock,
-        _store(store, chosen, server, *to_store, clock),
+        _store(store, chosen, server, *to_store, clock, etcd.user),
         network,
         backoff,
         partial(ClusterWatch, server, backoff, chosen.kube_api, chosen.sources, chosen.node_name, chosen.node_given),
@@ -300,11 +326,14 @@ def _chosen_firewall(chosen: Settings, tell: Callable[[str], object]) -> ChosenF
 
 
 def choose_store(chosen: Settings, access: Access) -> str:
-    """Which claim store it is; raises L{SystemExit} with one line where C{auto} finds none."""
+    """
+    Which claim store it is: one of those that can be chosen, or L{ETCD}. Raises L{SystemExit} with one line where
+    C{auto} finds none.
+    """
     if chosen.store != "auto":
         return chosen.store
     if chosen.etcd_is_given:
-        return "etcd2"
+        return ETCD
     if access.is_personal:
         return "kubernetes"
     raise SystemExit(
@@ -320,22 +349,40 @@ def _store(
     pooled: HTTPClient,
     unpooled: HTTPClient,
     clock: IReactorTime,
+    user: EtcdUser | None,
 ) -> IClaimStore:
     backoff = evolve(_backoff(chosen), longest=min(LONGEST_WAIT_FOR_STORE, chosen.reconnect_interval))
     if store == "memory":
         return MemoryClaims(clock).store(chosen.agent_id, chosen.ttl)
     if store == "kubernetes":
         return LeaseClaimStore(server, chosen.lease_namespace, chosen.agent_id, chosen.ttl, backoff, time.time)
-    return Etcd2ClaimStore(
-        pooled,
-        unpooled,
-        clock,
-        chosen.etcd_endpoints,
-        chosen.etcd_prefix,
-        chosen.agent_id,
-        chosen.ttl,
-        backoff,
-    )
+
+    def etcd(kind: type[Etcd2ClaimStore] | type[Etcd3ClaimStore]) -> IClaimStore:
+        return kind(
+            pooled,
+            unpooled,
+            clock,
+            chosen.etcd_endpoints,
+            chosen.etcd_prefix,
+            chosen.agent_id,
+            chosen.ttl,
+            backoff,
+            user,
+        )
+
+    etcd2, etcd3 = partial(etcd, Etcd2ClaimStore), partial(etcd, Etcd3ClaimStore)
+    if store == ETCD:
+        return ChosenEtcd(
+            pooled,
+            clock,
+            chosen.etcd_endpoints,
+            chosen.etcd_prefix,
+            chosen.ttl,
+            backoff,
+            {2: etcd2, 3: etcd3},
+            user,
+        )
+    return etcd2() if store == "etcd2" else etcd3()
 
 
 def _backoff(chosen: Settings) -> BackoffPolicy:

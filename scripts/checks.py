@@ -6,6 +6,7 @@ The tests run in two halves at the same time: those of one half mostly wait, and
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
     for status, output in results:
         good, bad = judge(status, output)
         passed, failed = passed + good, failed + bad
+    if not os.environ.get("KIWI_ETCD_36"):
+        print("Not run: what is for etcd 3.6, which is not there (scripts/etcd says why).")
     print(f"Tests took {time.monotonic() - start:.0f} s.")
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0

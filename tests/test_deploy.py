@@ -122,16 +122,24 @@ class ManifestTests(SynchronousTestCase):
     def test_options(self) -> None:
         """What the files give as options is valid, also what is commented out."""
 
-        def chosen(name: str) -> Settings:
+        def chosen(name: str, *others: str) -> Settings:
             suggested = re.findall(r"^ +# - (KIWI_\w+)=(.*)$", (DEPLOY / name).read_text(), re.MULTILINE)
-            self.assertEqual([variable for variable, _ in suggested], ["KIWI_INTERFACE", "KIWI_CIDR_RANGE"])
-            return settings({}, {**dict(suggested), **literals(name)}, "node1")
+            self.assertEqual([variable for variable, _ in suggested], [*others, "KIWI_INTERFACE", "KIWI_CIDR_RANGE"])
+            return settings({}, {**literals(name), **dict(suggested)}, "node1")
 
+        access = ("CA", "CERT", "KEY", "USER", "PASSWORD_FILE")
         ours = chosen("kustomization.yaml")
-        etcd = chosen("etcd/kustomization.yaml")
+        etcd = chosen("etcd/kustomization.yaml", *(f"KIWI_ETCD_{name}" for name in ("ENDPOINT", *access)))
+        (patch,) = manifests("etcd/access.yaml")
+        (container,) = patch["spec"]["template"]["spec"]["containers"]
+        (mount,) = container["volumeMounts"]
+        files = (etcd.etcd_ca, etcd.etcd_cert, etcd.etcd_key, etcd.etcd_password_file)
+        self.assertEqual(
+            files, tuple(f"{mount['mountPath']}/{name}" for name in ("ca.pem", "client.pem", "client.key", "password"))
+        )
         self.assertEqual((ours.interfaces, len(ours.cidr_ranges), ours.ttl), ((Attachment("eth0"),), 2, 10))
         self.assertEqual((etcd.interfaces, etcd.cidr_ranges, etcd.ttl), ((Attachment("eth0"),), ours.cidr_ranges, 10))
-        self.assertEqual((etcd.store, etcd.etcd_endpoints), ("etcd2", ("http://192.168.1.10:2379",)))
+        self.assertEqual((etcd.store, etcd.etcd_endpoints), ("etcd2", ("https://192.168.1.10:2379",)))
 
     def test_roles(self) -> None:
         """The roles hold what the agents need."""
@@ -143,7 +151,7 @@ class ManifestTests(SynchronousTestCase):
 def for_this_kubectl(server: RealAPIServer, folder: Path) -> None:
     """
     Rewrite a copy of C{deploy/} where C{kubectl} is older than 1.21: what kustomize is in there (2.0.3) reads folders
-    from C{bases} only, which the ones of today warn of.
+    from C{bases} only, which the ones of today warn of, as of its word for patches.
     """
     version = json.loads(server.kubectl("version", "--client", "--output=json"))["clientVersion"]
     if (int(version["major"]), int(re.sub(r"\D", "", version["minor"]))) >= (1, 21):
@@ -153,6 +161,7 @@ def for_this_kubectl(server: RealAPIServer, folder: Path) -> None:
         resources = content["resources"]
         content["bases"] = [name for name in resources if (path.parent / name).is_dir()]
         content["resources"] = [name for name in resources if name not in content["bases"]]
+        content["patchesStrategicMerge"] = [patch["path"] for patch in content.pop("patches", ())]
         path.write_text(yaml.safe_dump(content))
 
 
@@ -208,6 +217,17 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(self.allowed(token, "kiwi"), READING | KEEPING)
         for namespace in OTHER_NAMESPACES:
             self.assertEqual(self.allowed(token, namespace), READING, namespace)
+
+    def test_access_to_etcd(self) -> None:
+        """Agents with etcd have the files of a Secret, which nobody else in the container can read."""
+        self.server.kubectl("apply", "-k", str(self.deploy / "etcd"))
+        pod = self.server.ask("GET", "/apis/apps/v1/namespaces/kiwi/daemonsets/kiwi")["spec"]["template"]["spec"]
+        self.assertEqual(
+            [volume for volume in pod["volumes"] if volume["name"] == "etcd"],
+            [{"name": "etcd", "secret": {"secretName": "kiwi-etcd", "optional": True, "defaultMode": 0o400}}],
+        )
+        (container,) = pod["containers"]
+        self.assertEqual(sorted(mount["name"] for mount in container["volumeMounts"]), ["etcd", "xtables-lock"])
 
     def test_rights_with_etcd(self) -> None:
         """Agents with etcd may read what they need, and do nothing else."""

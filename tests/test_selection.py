@@ -27,7 +27,7 @@ from kiwi.model import (
     SliceName,
     ip,
 )
-from kiwi.selection import Attachment, Refusal, Selection, gather, reach, select
+from kiwi.selection import Attachment, Refusal, Selection, Selector, gather, reach, select
 
 HTTP = ServicePort(Protocol.TCP, 8080)
 DNS = ServicePort(Protocol.UDP, 53)
@@ -153,6 +153,14 @@ class ReachTests(SynchronousTestCase):
         both = [Attachment("em1", (ip_network("10.0.0.0/8"),)), Attachment("em2", (ip_network("10.1.0.0/16"),))]
         where = self.places(both, "", "10.2.0.1", "10.1.0.1", "192.168.1.41")
         self.assertEqual(where, ["em1", "em2", None])
+
+    def test_versions(self) -> None:
+        """An interface may be for one version of IP only."""
+        only = Attachment("em1", versions=frozenset({4}))
+        for ranges in ("", "192.168.1.0/24 fd00::/64"):
+            self.assertEqual(self.places([only], ranges, "192.168.1.41", "fd00::41"), ["em1", None])
+            found = reach([only], [ip_network(text) for text in ranges.split()], self.SUBNETS)
+            self.assertEqual(list(map(str, found.networks(["em1"]))), ["192.168.1.0/24"])
 
     def test_ranges_of_all(self) -> None:
         """What may be taken at all limits every interface, and with only one of them it all goes there."""
@@ -305,6 +313,45 @@ class EligibleTests(SynchronousTestCase):
             {address for address, found in expected.items() if not found},
         )
         self.assertEqual(allowed(services, HOST, [LAN]).undecided, expected.keys())
+
+
+class SelectorTests(SynchronousTestCase):
+    """One who selects again and again."""
+
+    POOL = (FIRST, ip("192.168.1.42"), ip("fd00::41"), SECOND)
+
+    def test_nothing_new(self) -> None:
+        """Where nothing is new, the selection is the same object."""
+        selector, where = Selector(), reach([Attachment("em1")], [LAN], HOST.subnets)
+        first = selector.select([WEB, LOCAL], HOST, where, {WEB.name: on("node1")})
+        again = selector.select([LOCAL, WEB], evolve(HOST), evolve(where), {WEB.name: on("node1", "node2")})
+        self.assertIs(again, first)
+
+    @given(st.data())
+    def test_as_from_scratch(self, data: st.DataObject) -> None:
+        """Whatever changes, in any order: it selects what one would that has not seen anything before."""
+        selector = Selector()
+        names = [ServiceName("default", each) for each in "abcd"]
+        services: dict[ServiceName, Service] = {}
+        nodes = st.frozensets(st.sampled_from(["node1", "node2"]))
+        for _ in range(data.draw(st.integers(1, 6))):
+            for name in data.draw(st.lists(st.sampled_from(names), max_size=3)):
+                services[name] = Service(
+                    name,
+                    data.draw(st.frozensets(st.sampled_from([HTTP, DNS]))),
+                    tuple(data.draw(st.lists(st.sampled_from(self.POOL), unique=True))),
+                    data.draw(st.sampled_from(["", "2015-02-01T00:00:00Z", "2016-02-01T00:00:00Z"])),
+                    data.draw(st.booleans()),
+                )
+            for name in data.draw(st.lists(st.sampled_from(names), max_size=2)):
+                services.pop(name, None)
+            endpoints = data.draw(
+                st.none() | st.dictionaries(st.sampled_from(names), st.builds(Endpoints, nodes, nodes))
+            )
+            host = evolve(HOST, own=HOST.own | data.draw(st.sampled_from([frozenset(), {ip_interface("fd00::41/64")}])))
+            where = reach([Attachment("em1")], data.draw(st.sampled_from([(), (LAN,), EVERYTHING])), HOST.subnets)
+            selected = selector.select(services.values(), host, where, endpoints)
+            self.assertEqual(selected, select(services.values(), host, where, endpoints))
 
 
 class RefusedTests(SynchronousTestCase):

@@ -25,6 +25,11 @@ DEFAULTS = Settings(
     etcd_endpoints=("http://localhost:2379",),
     etcd_prefix="/kiwi",
     etcd_is_given=False,
+    etcd_ca=None,
+    etcd_cert=None,
+    etcd_key=None,
+    etcd_user=None,
+    etcd_password_file=None,
     store="auto",
     lease_namespace="kiwi",
     agent_id="node-1",
@@ -49,9 +54,14 @@ CHOSEN = Settings(
     kubeconfig=None,
     context="admin@kube",
     kube_api="v1beta1",
-    etcd_endpoints=("http://a:2379", "http://b:4001"),
+    etcd_endpoints=("https://a:2379", "http://b:4001"),
     etcd_prefix="/some/where",
     etcd_is_given=True,
+    etcd_ca="/etc/kiwi/ca.pem",
+    etcd_cert="/etc/kiwi/agent.pem",
+    etcd_key="/etc/kiwi/agent.key",
+    etcd_user="agent",
+    etcd_password_file="/etc/kiwi/password",
     store="memory",
     lease_namespace="public-ips",
     agent_id="one",
@@ -75,8 +85,13 @@ OPTIONS: dict[str, Any] = {
     "kube-endpoint": "https://kube:8001/",
     "context": "admin@kube",
     "kube-api": "v1beta1",
-    "etcd-endpoint": ["http://a:2379", "http://b:4001/"],
+    "etcd-endpoint": ["https://a:2379", "http://b:4001/"],
     "etcd-prefix": "/some/where/",
+    "etcd-ca": "/etc/kiwi/ca.pem",
+    "etcd-cert": "/etc/kiwi/agent.pem",
+    "etcd-key": "/etc/kiwi/agent.key",
+    "etcd-user": "agent",
+    "etcd-password-file": "/etc/kiwi/password",
     "store": "memory",
     "lease-namespace": "public-ips",
     "agent-id": "one",
@@ -169,12 +184,17 @@ class SettingsTests(SynchronousTestCase):
             ("kube-endpoint", "http://kube:0"): "its port is not between 1 and 65535",
             ("kube-endpoint", "kube:8080"): "give https://HOST:PORT or http://HOST:PORT",
             ("kube-endpoint", "http://[kube]"): "give https://HOST:PORT or http://HOST:PORT",
-            ("etcd-endpoint", "https://etcd"): "give http://HOST:PORT",
-            ("etcd-endpoint", "http://"): "give http://HOST:PORT",
-            ("etcd-endpoint", "http://a b"): "give http://HOST:PORT",
-            ("etcd-endpoint", "http://user@a"): "nothing behind it",
+            ("etcd-endpoint", "etcd://etcd"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "http://"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "http://a b"): "give https://HOST:PORT or http://HOST:PORT",
+            ("etcd-endpoint", "http://a/?b"): "nothing behind it",
+            ("etcd-cert", "a.pem"): "give --etcd-key FILE, which may be the same file, as well",
+            ("etcd-key", "a.key"): "give --etcd-cert FILE, which may be the same file, as well",
+            ("etcd-user", "agent"): "give --etcd-password-file FILE (or the variable KIWI_ETCD_PASSWORD) as well",
+            ("etcd-password-file", "secret"): "give --etcd-user NAME as well",
+            ("etcd-ca", "ca.pem"): "it is for https, and etcd is at http://localhost:2379; give --etcd-endpoint https:",
             ("kube-api", "v2"): "give one of auto, v1, v1beta3, v1beta1",
-            ("store", "etcd4"): "give one of auto, kubernetes, etcd2, memory",
+            ("store", "etcd4"): "give one of auto, kubernetes, etcd2, etcd3, memory",
             ("etcd-prefix", "kiwi"): "give a path such as /kiwi",
             ("etcd-prefix", "/a/../b"): "give a path such as /kiwi",
             ("agent-id", "a b"): "letters, digits",
@@ -222,6 +242,51 @@ class SettingsTests(SynchronousTestCase):
         self.assertTrue(str(error).startswith("KIWI_TTL: '2': "), error)
         error = self.assertRaises(BadSetting, settings, {}, {"KIWI_NO_DRIVER": "maybe"}, "node-1")
         self.assertEqual(str(error), "KIWI_NO_DRIVER: 'maybe': give 1 for yes or 0 for no")
+
+    def test_certificate(self) -> None:
+        """A certificate for etcd has a key, which may be in the same file, and is for https."""
+        chosen = settings(
+            {"etcd-endpoint": ["https://etcd:2379"], "etcd-cert": "agent.pem", "etcd-key": "agent.pem"}, {}, "node-1"
+        )
+        self.assertEqual((chosen.etcd_cert, chosen.etcd_key, chosen.etcd_is_given), ("agent.pem", "agent.pem", True))
+        error = self.assertRaises(BadSetting, settings, {"etcd-cert": "a", "etcd-key": "a"}, {}, "node-1")
+        self.assertIn("--etcd-cert: 'a': it is for https", str(error))
+
+    def test_user(self) -> None:
+        """A user of etcd has a password, from a file or from the environment, and is no user without one."""
+        password = {"KIWI_ETCD_PASSWORD": "s3cret"}
+        chosen = settings({"etcd-user": "agent"}, password, "node-1")
+        self.assertEqual(chosen, evolve(DEFAULTS, etcd_user="agent", etcd_is_given=True))
+        for options, advice in (
+            ({}, "KIWI_ETCD_PASSWORD: give --etcd-user NAME as well"),
+            (
+                {"etcd-user": "agent", "etcd-password-file": "f"},
+                "--etcd-password-file: 'f': the variable KIWI_ETCD_PASSWORD is there as well; give one of them",
+            ),
+            (
+                {"etcd-user": "a:b"},
+                "--etcd-user: 'a:b': give the name of a user of etcd: printable characters, and no colon",
+            ),
+        ):
+            self.assertEqual(str(self.assertRaises(BadSetting, settings, options, password, "node-1")), advice)
+
+    def test_credentials_in_urls(self) -> None:
+        """A URL has no name and no password in it; who gives one is told what to give, and it is not shown again."""
+        for options, environment, message in (
+            ({"etcd-endpoint": ["https://a:2379", "https://agent:s3cret@b:2379"]}, {}, "--etcd-endpoint: '...@b:2379'"),
+            ({}, {"KIWI_ETCD_ENDPOINT": "https://agent:s3,s3cret@b"}, "KIWI_ETCD_ENDPOINT: '...@b'"),
+        ):
+            self.assertEqual(
+                str(self.assertRaises(BadSetting, settings, options, environment, "node-1")),
+                f"{message}: a URL may not have a name or a password in it; give --etcd-user NAME and "
+                "--etcd-password-file FILE instead",
+            )
+        error = self.assertRaises(BadSetting, settings, {"kube-endpoint": "http://agent:s3cret@kube"}, {}, "node-1")
+        self.assertEqual(
+            str(error),
+            "--kube-endpoint: '...@kube': a URL may not have a name or a password in it; give --kubeconfig FILE, which "
+            "may have them, instead",
+        )
 
     def test_kubeconfig(self) -> None:
         """A kubeconfig is an option, too, and in place of an endpoint: who gives both is told which."""

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kiwi import __version__
 from kiwi.kubernetes.access import Access
 from kiwi.settings import settings
-from kiwi.tap import Options, _record, choose_store, makeService
+from kiwi.tap import ETCD, Options, _record, choose_store, makeService
 
 ANONYMOUS = Access("http://localhost:8080", "the default")
 PERSONAL = Access("https://kubernetes:6443", "a kubeconfig", is_personal=True)
@@ -58,6 +58,7 @@ class OptionsTests(SynchronousTestCase):
             *("--interface=", "--cidr-range=", "--kube-endpoint=", "--kube-api=", "--etcd-endpoint=", "--etcd-prefix="),
             *("--kubeconfig=", "--context=", "--lease-namespace="),
             *("--store=", "--agent-id=", "--id=", "--ttl=", "--fwchain=", "--fwmark=", "--no-driver"),
+            *("--etcd-ca=", "--etcd-cert=", "--etcd-key=", "--etcd-user=", "--etcd-password-file="),
             *("--node-name=", "--sources=", "--load-balancer-class="),
             *("--reconnect-interval=", "--verbose", "--debug"),
         ):
@@ -84,9 +85,11 @@ class StoreTests(SynchronousTestCase):
             ({"etcd-prefix": "/p"}, {}),
             ({}, {"KIWI_ETCD_ENDPOINT": "http://a:2379"}),
             ({}, {"KIWI_ETCD_PREFIX": "/p"}),
+            ({"etcd-user": "a", "etcd-password-file": "f"}, {}),
+            ({"etcd-endpoint": ["https://a:2379"], "etcd-ca": "f"}, {}),
         ):
             for access in (PERSONAL, ANONYMOUS):
-                self.assertEqual(choose_store(settings(options, variables, "node-1"), access), "etcd2")
+                self.assertEqual(choose_store(settings(options, variables, "node-1"), access), ETCD)
 
     def test_kubernetes(self) -> None:
         """It is Kubernetes in a Pod, or with a kubeconfig."""
@@ -100,7 +103,7 @@ class StoreTests(SynchronousTestCase):
 
     def test_chosen(self) -> None:
         """What is chosen is taken, whatever there is."""
-        for store in ("kubernetes", "etcd2", "memory"):
+        for store in ("kubernetes", "etcd2", "etcd3", "memory"):
             for access in (PERSONAL, ANONYMOUS):
                 self.assertEqual(self.chosen(access, store=store), store)
 

@@ -23,14 +23,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kiwi.backoff import Backoff, BackoffPolicy
-from kiwi.http import HTTPError, Response, request, stream
+from kiwi.http import HTTPError, Response, basic, request, stream
 from kiwi.logs import logger, printable
 from kiwi.model import Address, AgentRecord, Claims, ip
 
 from .asking import BEAT_TIME, CLAIM_TIME, CLAIMS_IN_FLIGHT, Turn, Turns, answer_of, asked_again
+from .etcd_user import EtcdUser
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from .records import parsed, read_record, write_record
-from .telling import Oddities, Teller
+from .telling import Oddities, Oddity, Teller
 
 # Note [Several endpoints]
 # While there is another endpoint left to try, an endpoint has T/4 to answer; the last one has all the time that is
@@ -126,14 +127,6 @@ class Event:
 
 
 @frozen
-class Oddity:
-    """Something in the store that is passed over, and why. C{subject} is the same for each time that it is seen."""
-
-    subject: str
-    why: str
-
-
-@frozen
 class Refusal:
     """An error that etcd's keys API describes."""
 
@@ -170,7 +163,7 @@ def _node(raw: object) -> Node | Oddity:
     return Node(key, value, raw.get("dir") is True, index)
 
 
-def _refusal(body: bytes) -> Refusal | None:
+def read_refusal(body: bytes) -> Refusal | None:
     try:
         raw = parsed(body)
     except ValueError:
@@ -183,8 +176,45 @@ def _refusal(body: bytes) -> Refusal | None:
 
 def _unusable(response: Response) -> str:
     """Why this is no answer."""
-    refusal = _refusal(response.body)
+    refusal = read_refusal(response.body)
     return f"status {response.status}" if refusal is None else f"status {response.status}, {refusal.text}"
+
+
+Headers = dict[bytes | str, bytes | str]
+
+
+class Forbidden(HTTPError):
+    """Etcd does not let this user in."""
+
+
+def user_headers(user: EtcdUser | None) -> Headers:
+    """
+    What says who is asking, with the password as it is now. Raises L{HTTPError} where there is none to be had.
+
+    The user of a client certificate (C{--client-cert-auth}) needs none: etcd takes its common name.
+    """
+    if user is None:
+        return {}
+    try:
+        return {"Authorization": basic(user.name, user.read_password())["Authorization"]}
+    except (OSError, ValueError) as error:
+        raise HTTPError(f"there is no password for user {printable(user.name)}: {printable(error)}") from None
+
+
+def refused_user(response: Response, user: EtcdUser | None, prefix: str, path: str) -> str | None:
+    """What is wrong, and what to do, where etcd does not let a user at a key; C{None} where it does."""
+    if response.status != 401:
+        return None
+    key = printable(prefix + path)
+    if user is None:
+        return (
+            f"{_unusable(response)}: nobody without a name may ask for {key}; give --etcd-user and "
+            "--etcd-password-file, or a client certificate of a user"
+        )
+    return (
+        f"{_unusable(response)}: user {printable(user.name)} may not ask for {key}; see that the password is right, "
+        f"and that a role of the user may read and write {printable(prefix)}*"
+    )
 
 
 def read_reply(response: Response) -> Node | Refusal | str:
@@ -196,7 +226,7 @@ def read_reply(response: Response) -> Node | Refusal | str:
             return "an answer that is no JSON"
         node = _node(raw.get("node") if isinstance(raw, dict) else None)
         return node if isinstance(node, Node) else "an answer without a valid node"
-    refusal = _refusal(response.body)
+    refusal = read_refusal(response.body)
     return refusal if refusal is not None and response.status < 500 else _unusable(response)
 
 
@@ -206,7 +236,7 @@ def read_snapshot(response: Response) -> Snapshot | str:
     if index is None:
         return f"{_unusable(response)}, and no X-Etcd-Index"
     if response.status != 200:
-        refusal = _refusal(response.body)
+        refusal = read_refusal(response.body)
         if response.status == 404 and refusal is not None and refusal.code == NOT_FOUND:
             return Snapshot(index)
         return _unusable(response)
@@ -392,6 +422,7 @@ class Etcd2ClaimStore:
     @ivar prefix: of all keys, such as C{/kiwi}.
     @ivar ttl: of claims and of the agent's record, in seconds.
     @ivar backoff: the waits of a watch that cannot reach the store.
+    @ivar user: who this agent is to etcd; C{None} for nobody, or for whom its certificate names.
     @ivar mirror: what a watch has heard of.
     """
 
@@ -403,6 +434,7 @@ class Etcd2ClaimStore:
     agent_id: str
     ttl: int
     backoff: BackoffPolicy
+    user: EtcdUser | None = None
     mirror: Mirror | None = field(default=None, init=False)
     _watches: list[_Watch] = field(factory=list, init=False)
     _first: int = field(default=0, init=False)
@@ -583,6 +615,7 @@ class Etcd2ClaimStore:
         """
         first_sent: float | None = None
         reasons: list[str] = []
+        headers = self.headers()
         for place, others in self._in_order():
             name, base = self._bases[place]
             now = self.clock.seconds()
@@ -592,11 +625,13 @@ class Etcd2ClaimStore:
             if first_sent is None:
                 first_sent = now
             try:
-                response = await self._send(method, base + path, min(left, self.ttl * TRY_TIME) if others else left)
+                response = await self._send(
+                    method, base + path, headers, min(left, self.ttl * TRY_TIME) if others else left
+                )
             except HTTPError as error:
                 said: Node | Refusal | str = str(error)
             else:
-                said = read_reply(response)
+                said = self.forbidden(response, path) or read_reply(response)
             if isinstance(said, Refusal) and said.code not in refusals:
                 said = said.text
             if not isinstance(said, str):
@@ -605,12 +640,26 @@ class Etcd2ClaimStore:
             reasons.append(f"{name}: {said}")
         raise HTTPError("; ".join(reasons) or "no time was left to ask the store")
 
-    def _send(self, method: str, url: str, timeout: float) -> Deferred[Response]:
+    def headers(self) -> Headers:
+        """What says who is asking, as it is now. Raises L{HTTPError} where that is not to be had."""
+        return user_headers(self.user)
+
+    def forbidden(self, response: Response, path: str = "") -> str | None:
+        """What is to be done where etcd does not let this agent at a key: C{path} below the prefix."""
+        return refused_user(response, self.user, self.prefix, path.partition("?")[0])
+
+    def _send(self, method: str, url: str, headers: Headers, timeout: float) -> Deferred[Response]:
         ends = self.clock.seconds() + timeout
 
         def send() -> Deferred[Response]:
             return request(
-                self.http, self.clock, method, url, timeout=max(0.0, ends - self.clock.seconds()), limit=2**20
+                self.http,
+                self.clock,
+                method,
+                url,
+                timeout=max(0.0, ends - self.clock.seconds()),
+                limit=2**20,
+                headers=headers,
             )
 
         return asked_again(self.clock, self.ttl, send)
@@ -644,6 +693,7 @@ class _Watch(Service):
     _teller: Teller = field(init=False)
     _oddities: Oddities = field(init=False)
     _lost: bool = field(default=False, init=False)
+    _forbidden: bool = field(default=False, init=False)
     _losses: int = field(default=0, init=False)
     _writing: list[Deferred[Any]] = field(factory=list, init=False)
 
@@ -677,7 +727,7 @@ class _Watch(Service):
             try:
                 await connection.follow()
             except HTTPError as error:
-                self._failed(place, str(error))
+                self._failed(place, str(error), isinstance(error, Forbidden))
             except CancelledError:
                 if not self.running:
                     raise
@@ -689,10 +739,11 @@ class _Watch(Service):
                 backoff.succeeded()
             await deferLater(self.store.clock, 0 if connection.lived else backoff.failed())
 
-    def _failed(self, place: int, why: str) -> None:
+    def _failed(self, place: int, why: str, forbidden: bool = False) -> None:
         self.store._failed(place)
-        if not self._lost:
-            self._lost = True
+        # That somebody must do something is said in any case, also where the store was away before.
+        if not self._lost or (forbidden and not self._forbidden):
+            self._lost, self._forbidden = True, self._forbidden or forbidden
             text = (
                 "the claims at {endpoint} cannot be followed: {why}; trying again and again"
                 if self._mirror is None
@@ -716,7 +767,7 @@ class _Watch(Service):
             self._note_loss(endpoint)
         if mirror.history is None:
             self._write(self.store.begin_history())
-        self._lost, self._mirror = False, mirror
+        self._lost, self._forbidden, self._mirror = False, False, mirror
         self.store.mirror = mirror
         if self._teller.told != self._known():
             self.heard()
@@ -763,6 +814,7 @@ class _Connection:
     _mirror: Mirror = field(init=False)
     _began: int = field(default=0, init=False)
     _since: float | None = field(default=None, init=False)
+    _headers: Headers = field(factory=dict, init=False, repr=False)
     _streaming: Deferred[Response | None] | None = field(default=None, init=False)
     _reading: Deferred[None] | None = field(default=None, init=False)
     _garbled: bool = field(default=False, init=False)
@@ -778,6 +830,7 @@ class _Connection:
     async def follow(self) -> None:
         """Until the server ends the stream, or it should be opened anew. L{HTTPError} says what went wrong."""
         store = self._watch.store
+        self._headers = store.headers()
         self._streaming = stream(
             store.stream_http,
             store.clock,
@@ -787,6 +840,7 @@ class _Connection:
             overlong=lambda size: self._watch.odd(Oddity("a line that is too long", f"it has {size} bytes")),
             open_timeout=store.ttl * TRY_TIME,
             idle_timeout=store.ttl,
+            headers=self._headers,
         )
         if self._ended:
             self._streaming.cancel()
@@ -806,7 +860,8 @@ class _Connection:
         if self._trouble is not None:
             raise HTTPError(self._trouble)
         if refused is not None:
-            raise HTTPError(_unusable(refused))
+            forbidden = store.forbidden(refused)
+            raise Forbidden(forbidden) if forbidden else HTTPError(_unusable(refused))
 
     def _opened(self, response: Response) -> None:
         store = self._watch.store
@@ -817,11 +872,12 @@ class _Connection:
             "GET",
             f"{self._base}?recursive=true&quorum=true",
             timeout=store.ttl * CLAIM_TIME,
+            headers=self._headers,
         )
         self._reading = reading.addCallback(self._read).addErrback(self._unread)
 
     def _read(self, response: Response) -> None:
-        snapshot = read_snapshot(response)
+        snapshot = self._watch.store.forbidden(response) or read_snapshot(response)
         if isinstance(snapshot, str):
             self._end(snapshot)
         elif snapshot.index < self._began:

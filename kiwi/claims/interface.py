@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
@@ -20,9 +20,13 @@ class Granted:
 
     @ivar sent: just before the request went out, in seconds on the agent's monotonic clock. Where a request was
         repeated, this is the first time.
+    @ivar session: what the claim rests on, where claims rest on the record of their agent. Whatever confirms the
+        session later, also the record alone, confirms every claim that rests on it. Empty where claims rest on nothing.
+        It makes no answer unlike another one.
     """
 
     sent: float
+    session: str = field(default="", eq=False)
 
 
 @frozen
@@ -58,7 +62,8 @@ class IClaimStore(Interface):
     The judge of who carries an address. A store is made for one agent id and one TTL.
 
     An agent registers before it claims anything: in some stores claims rest on the record of their agent. There, they
-    last for as long as that does, and whatever confirms one of them, or the record, confirms all.
+    last for as long as that does, and whatever confirms one of them, or the record, confirms all that rest on the same
+    session. So nothing is to be renewed there but what was claimed in another session, and what the watch knows not.
 
     No method fails: whatever goes wrong is an L{Unavailable}. Every answer comes within a time that the TTL bounds.
     """

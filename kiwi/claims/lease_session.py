@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import define, evolve, field, frozen
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
 from kiwi.http import HTTPError
 from kiwi.logs import logger
 from kiwi.model import AgentRecord
 
 from .asking import BEAT_TIME, CLAIM_TIME, answer_of
+from .beats import Answer, Beat, Beats
 from .interface import Granted, Lost, Released, Taken, Unavailable
 from .lease_objects import (
     AgentLease,
@@ -31,8 +31,6 @@ from .lease_requests import Conflict, Deleted, Gone, LeaseRequests
 
 MOST_TRIES = 4
 """How often something is tried that others have changed in between."""
-
-Answer = Granted | Taken | Lost | Unavailable
 
 
 @frozen
@@ -55,31 +53,11 @@ class Own:
 
 
 @define(eq=False)
-class _Beat:
-    """One confirmation of the session, for all who ask for it before it is sent."""
-
-    record: AgentRecord | None = None
-    replacing: AgentRecord | None = None
-    waiting: list[Deferred[Any]] = field(factory=list)
-
-    def join(self) -> Deferred[Any]:
-        joined: Deferred[Any] = Deferred()
-        self.waiting.append(joined)
-        return joined
-
-    def end(self, answer: Answer) -> None:
-        for joined in self.waiting:
-            if not joined.called:
-                joined.callback(answer)
-
-
-@define(eq=False)
 class OwnSession:
     """
     Keeps the Lease of one agent.
 
-    Whatever is asked for in one turn of the reactor is one request; and there is one at a time, since each one compares
-    what the one before has made.
+    Confirming it is one request (L{Beats}).
 
     @ivar ttl: seconds.
     @ivar wall: the time of day, in seconds since the epoch. It is told to people, and makes each change a change.
@@ -98,12 +76,13 @@ class OwnSession:
     forgotten: Callable[[], Unavailable]
     own: Own | None = field(default=None, init=False)
     former: set[str] = field(factory=set, init=False)
-    _next: _Beat | None = field(default=None, init=False)
-    _due: IDelayedCall | None = field(default=None, init=False)
-    _busy: bool = field(default=False, init=False)
+    _beats: Beats = field(init=False)
     _stamped: float = field(default=0.0, init=False)
 
     log = logger("kiwi.claims")
+
+    def __attrs_post_init__(self) -> None:
+        self._beats = Beats(self.clock, self._write, self.log)
 
     @property
     def name(self) -> str:
@@ -112,13 +91,11 @@ class OwnSession:
 
     def register(self, record: AgentRecord, replacing: AgentRecord | None) -> Deferred[Any]:
         """Confirm the session, or begin one, and have its Lease tell this."""
-        beat = self._beat()
-        beat.record, beat.replacing = record, replacing
-        return beat.join()
+        return self._beats.register(record, replacing)
 
     def confirm(self) -> Deferred[Answer]:
         """Confirm the session, if there is one: L{Granted}, L{Lost} or L{Unavailable}."""
-        return self._beat().join()
+        return self._beats.confirm()
 
     def deregister(self, record: AgentRecord) -> Deferred[Released | Unavailable]:
         """Delete the Lease, if it still tells this. That ends the session."""
@@ -146,33 +123,7 @@ class OwnSession:
 
     # Confirming.
 
-    def _beat(self) -> _Beat:
-        """The confirmation that is sent next."""
-        if self._next is None:
-            self._next = _Beat()
-            self._soon()
-        return self._next
-
-    def _soon(self) -> None:
-        if self._next is not None and self._due is None and not self._busy:
-            self._due = self.clock.callLater(0, self._send)
-
-    def _send(self) -> None:
-        beat, self._next, self._due = self._next, None, None
-        assert beat is not None
-        self._busy = True
-
-        def done(answer: Answer | Failure) -> None:
-            self._busy = False
-            self._soon()
-            if isinstance(answer, Failure):
-                answer.trap(CancelledError)
-                answer = Unavailable("the request was cancelled")
-            beat.end(answer)
-
-        answer_of(self._write(beat), self.log).addBoth(done)
-
-    async def _write(self, beat: _Beat) -> Answer:
+    async def _write(self, beat: Beat) -> Answer:
         deadline = self.clock.seconds() + self.ttl * BEAT_TIME
         for _ in range(MOST_TRIES):
             answer = await (self._change(beat, self.own, deadline) if self.own else self._begin(beat, deadline))
@@ -180,7 +131,7 @@ class OwnSession:
                 return answer
         raise HTTPError(f"{self.requests.api.endpoint}: somebody else changes the Lease {self.name} all the time")
 
-    async def _change(self, beat: _Beat, own: Own, deadline: float) -> Answer | None:
+    async def _change(self, beat: Beat, own: Own, deadline: float) -> Answer | None:
         """Write the session's Lease anew; C{None} to try again."""
         record = beat.record or own.lease.record
         assert record is not None
@@ -196,7 +147,7 @@ class OwnSession:
         self._lose()
         return None if beat.record is not None else Lost()
 
-    async def _begin(self, beat: _Beat, deadline: float) -> Answer | None:
+    async def _begin(self, beat: Beat, deadline: float) -> Answer | None:
         """Begin a session, or go on with that of an earlier life; C{None} to try again."""
         record = beat.record
         if record is None:
@@ -234,7 +185,7 @@ class OwnSession:
         if (number(said.identity.version) or known + 1) <= known:
             return self.forgotten()
         self.own = Own(said, sent)
-        return Granted(sent)
+        return Granted(sent, said.identity.uid)
 
     # The end.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -13,7 +13,10 @@ from kiwi.logs import printable
 from kiwi.model import Claims
 
 GATHERING = 0.005
-"""Seconds from one telling of what changed to the next one: what changes hands in a burst is told together."""
+"""
+Seconds from one telling of what changed to the next one, or twice as many as the last one took: what changes hands in a
+burst is told together.
+"""
 
 MOST_ODDITIES = 256
 
@@ -33,12 +36,12 @@ class Teller:
     log: Logger
     told: Claims | None = field(default=None, init=False)
     _due: IDelayedCall | None = field(default=None, init=False)
-    _told_at: float = field(default=-inf, init=False)
+    _next: float = field(default=-inf, init=False)
 
     def soon(self) -> None:
         """There may be something new to tell."""
         if self._due is None:
-            wait = max(0.0, self._told_at + GATHERING - self.clock.seconds())
+            wait = max(0.0, self._next - self.clock.seconds())
             self._due = self.clock.callLater(wait, self._tell)
 
     def stop(self) -> None:
@@ -48,12 +51,22 @@ class Teller:
             self._due = None
 
     def _tell(self) -> None:
-        self._due, self._told_at = None, self.clock.seconds()
+        self._due, began = None, self.clock.seconds()
         self.told = self.known()
         try:
             self.changed(self.told)
         except Exception:  # noqa: BLE001 one mistake there must not keep it from hearing of the next change
             self.log.failure("the change of a claim could not be acted on")
+        now = self.clock.seconds()
+        self._next = max(began + GATHERING, now + 2 * (now - began))
+
+
+@frozen
+class Oddity:
+    """Something in the store that is passed over, and why. C{subject} is the same for each time that it is seen."""
+
+    subject: str
+    why: str
 
 
 @define(eq=False)

@@ -10,17 +10,18 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from kiwi.files import File, Rotating, Source, Unusable
+from kiwi.http import basic
 from kiwi.logs import printable
 from kiwi.settings import Settings
+from kiwi.tls import TLS, Certificates, ClientCertificate, certificates, client_certificate
 from kiwi.urls import server_url
 
-from .credentials import CredentialsError, FixedHeaders, ICredentials, NoCredentials, TokenFile, basic, bearer
-from .files import File, Rotating, Source, Unusable
+from .credentials import CredentialsError, FixedHeaders, ICredentials, NoCredentials, TokenFile, bearer
 from .kubeconfig import Cluster, Kubeconfig, KubeconfigError, User, read
 from .plugins import PluginCredentials
 from .processes import Command, Finished
 from .reading import quoted
-from .tls import TLS, Certificates, ClientCertificate, certificates, client_certificate
 
 DEFAULT_ENDPOINT = "http://localhost:8080"
 

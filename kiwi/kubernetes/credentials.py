@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import Interface, implementer
 
-from .files import File, Rotating, Unusable
+from kiwi.files import File, Rotating, Unusable
 
 
 class CredentialsError(Exception):
@@ -62,13 +61,6 @@ def bearer(token: str) -> Mapping[str, str]:
     if not re.fullmatch(r"[!-~]+", token):
         raise ValueError("it is no token: a token is one word of printable ASCII characters")
     return {"Authorization": f"Bearer {token}"}
-
-
-def basic(username: str, password: str) -> Mapping[str, str]:
-    """The headers that show a name and a password (RFC 7617). Raises L{ValueError} where the name cannot be one."""
-    if ":" in username:
-        raise ValueError("there is a colon in the username, which cannot be sent")
-    return {"Authorization": f"Basic {b64encode(f'{username}:{password}'.encode()).decode()}"}
 
 
 def _bearer(contents: Sequence[bytes]) -> Mapping[str, str]:

@@ -18,11 +18,12 @@ from typing import Any
 import yaml
 from attrs import field, frozen
 
+from kiwi.files import Data, File, Source
+from kiwi.http import basic
 from kiwi.logs import printable
 from kiwi.urls import server_url
 
-from .credentials import basic, bearer
-from .files import Data, File, Source
+from .credentials import bearer
 from .reading import quoted
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")

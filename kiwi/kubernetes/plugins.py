@@ -20,13 +20,13 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from kiwi.logs import logger, printable
+from kiwi.tls import ClientCertificate, client_certificate
 
 from .credentials import CredentialsError, ICredentials, bearer
 from .decoding import Nonsense, parse
 from .kubeconfig import Cluster, Exec
 from .processes import Command, Finished
 from .reading import quoted
-from .tls import ClientCertificate, client_certificate
 
 RUN_TIMEOUT = 60.0
 """Seconds that a plugin may take: it may ask others over the network."""

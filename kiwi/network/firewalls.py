@@ -19,7 +19,8 @@ class ChosenFirewall:
     The firewall to use on this host.
 
     @ivar name: what it is, and why, for the log.
-    @ivar without_ipv6: why marks for IPv6 will fail, in one line; C{None} where they should not.
+    @ivar without_ipv6: why marks for IPv6 will fail, in one line, so that no IPv6 address can be carried; C{None} where
+        they should not.
     """
 
     firewall: IFirewall

@@ -435,7 +435,7 @@ class IptablesFirewall:
             self._look(self._ipv4)
             if not self._ipv6_absent and self.variant.has_ipv6() and self._ipv6.is_installed:
                 self._look(self._ipv6)
-            self._settle(generation, 0)
+            self._generation = generation
         return self._remembered()
 
     def replace(self, marks: AbstractSet[Mark]) -> None:
@@ -463,7 +463,9 @@ class IptablesFirewall:
             chain.replace(rules[chain.family], found)
 
         _for_each(chains, write)
-        self._settle(generation, self._restored - restored)
+        if generation is not None:
+            # If there was another transaction than ours meanwhile, this is not the generation that comes now.
+            self._generation = generation + self._restored - restored
 
     def remove(self) -> None:
         """
@@ -507,10 +509,6 @@ class IptablesFirewall:
             return None
         with nftables("cannot read the generation of the firewall's rules") as kernel:
             return kernel.generation()
-
-    def _settle(self, before: int | None, transactions: int) -> None:
-        """The chains are as last found, if there were no other transactions than ours since that generation."""
-        self._generation = None if before is None or self._current() != before + transactions else before + transactions
 
 
 def _for_each(chains: Iterable[_Chain], do: Callable[[_Chain], object]) -> None:

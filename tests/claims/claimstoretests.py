@@ -447,6 +447,22 @@ def make_claim_store_tests(make: Callable[[TestCase], Stage]) -> type[TestCase]:
             answers = await self.world.of(gatherResults(both))
             self.assertEqual(sorted(type(answer).__name__ for answer in answers), ["Granted", "Taken"])
 
+        async def test_session(self) -> None:
+            """Where claims rest on records, answers say on which session, and it is one until the record is gone."""
+            first = await self.session_of(self.a.register(A))
+            self.assertEqual(await self.session_of(self.a.acquire(ONE)), first)
+            renewed = self.a.renew({ONE}).addCallback(lambda found: found[ONE])
+            self.assertEqual({await self.session_of(renewed), await self.session_of(self.a.register(A))}, {first})
+            self.assertEqual(first != "", self.stage.rest_on_records)
+            await self.world.of(self.a.release(ONE))
+            await self.world.of(self.a.deregister(A))
+            self.assertEqual(await self.session_of(self.a.register(A)) != first, self.stage.rest_on_records)
+
+        async def session_of(self, answer: Deferred[Any]) -> str:
+            granted = await self.world.of(answer)
+            self.assertIsInstance(granted, Granted)
+            return str(granted.session)
+
         async def test_records_of_any_text(self) -> None:
             """What an agent tells of itself is any text, and comes back as it was; its id is any that is allowed."""
             networks = (ip_network("192.168.1.0/24"), ip_network("fd00::/64"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Protocol
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 from urllib.parse import quote
 
 from attrs import define, field
@@ -12,15 +13,18 @@ from twisted.web.client import HTTPConnectionPool
 
 from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
+from kiwi.claims.etcd3 import Etcd3ClaimStore
+from kiwi.claims.etcd_user import EtcdUser
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.claims.memory import MemoryClaims, MemoryClaimStore
 from kiwi.connections import http_clients
 from kiwi.http import request
 from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.credentials import FixedHeaders, ICredentials, NoCredentials, bearer
-from kiwi.kubernetes.tls import TLS, certificates
+from kiwi.tls import TLS, certificates
 from tests.fakes.apiserver_process import ADMIN_TOKEN, RealAPIServer, shared_api_server
 from tests.fakes.etcd2 import FakeEtcd2
+from tests.fakes.etcd3 import FakeEtcd3
 from tests.fakes.etcd_process import EtcdProcess, free_port, shared_etcd, unique_prefix
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 from tests.fakes.worlds import ClockWorld, RealWorld, World
@@ -167,6 +171,143 @@ def _real_stage(case: TestCase, name: str) -> RealEtcd2Stage:
     process = shared_etcd(name)
     case.addCleanup(process.revive)
     return RealEtcd2Stage(RealWorld(case), process)
+
+
+def etcd3_store(
+    world: World,
+    endpoints: Sequence[str],
+    prefix: str,
+    agent_id: str,
+    ttl: int = LONG,
+    user: EtcdUser | None = None,
+) -> Etcd3ClaimStore:
+    return Etcd3ClaimStore(world.http, world.stream_http, world.clock, endpoints, prefix, agent_id, ttl, BACKOFF, user)
+
+
+async def ask_etcd3(world: World, endpoint: str, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Do what no agent would."""
+    data = json.dumps(document).encode()
+    response = await world.of(request(world.http, world.clock, "POST", endpoint + path, timeout=30, data=data))
+    assert response.status == 200, response
+    answer: Mapping[str, Any] = json.loads(response.body)
+    return answer
+
+
+class Etcd3Stage(ServerStage, Protocol):
+    """A stage over etcd v3."""
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd3ClaimStore:
+        """A store with two endpoints, of which the first refuses connections."""
+
+    async def ask(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Ask the server for what no agent would."""
+
+    @property
+    def prefix(self) -> str:
+        """Of all keys."""
+
+
+@define(eq=False)
+class FakeEtcd3Stage:
+    """The one in memory, in simulated time: one member, or several."""
+
+    world: ClockWorld = field(factory=ClockWorld)
+    members: int = 1
+    version: str = "3.5.1"
+    fake: FakeEtcd3 = field(init=False)
+    prefix: ClassVar[str] = "/kiwi"
+    rest_on_records: ClassVar[bool] = True
+
+    def __attrs_post_init__(self) -> None:
+        self.fake = FakeEtcd3(self.world.clock, self.members, self.version)
+        self.start()
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        return [f"http://etcd{number}:2379" for number in range(1, self.members + 1)]
+
+    def store(self, agent_id: str, ttl: int = LONG, user: EtcdUser | None = None) -> Etcd3ClaimStore:
+        return etcd3_store(self.world, self.endpoints, self.prefix, agent_id, ttl, user)
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd3ClaimStore:
+        return etcd3_store(self.world, ["http://dead:2379", *self.endpoints], self.prefix, agent_id)
+
+    def crash(self) -> None:
+        for endpoint, member in zip(self.endpoints, self.fake.members, strict=True):
+            self.world.network.unplug(endpoint.removeprefix("http://"))
+            member.fail()
+
+    def start(self, wipe: bool = False) -> None:
+        if wipe:
+            self.fake.lose_data()
+        for endpoint, member in zip(self.endpoints, self.fake.members, strict=True):
+            self.world.network.plug(endpoint.removeprefix("http://"), member)
+            member.recover()
+
+    def freeze(self) -> None:
+        self.fake.hanging = True
+
+    def thaw(self) -> None:
+        self.fake.thaw()
+
+    async def ask(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await ask_etcd3(self.world, self.endpoints[0], path, document)
+
+
+@define(eq=False)
+class RealEtcd3Stage:
+    """A real one, in real time."""
+
+    world: RealWorld
+    process: EtcdProcess
+    prefix: str = field(factory=unique_prefix)
+    rest_on_records: ClassVar[bool] = True
+
+    def store(self, agent_id: str, ttl: int = LONG) -> Etcd3ClaimStore:
+        return etcd3_store(self.world, [self.process.endpoint], self.prefix, agent_id, ttl)
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd3ClaimStore:
+        dead = f"http://127.0.0.1:{free_port()}"
+        return etcd3_store(self.world, [dead, self.process.endpoint], self.prefix, agent_id)
+
+    def crash(self) -> None:
+        self.process.kill()
+
+    def start(self, wipe: bool = False) -> None:
+        self.process.restart(wipe)
+
+    def freeze(self) -> None:
+        self.process.freeze()
+
+    def thaw(self) -> None:
+        self.process.thaw()
+
+    async def ask(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await ask_etcd3(self.world, self.process.endpoint, path, document)
+
+
+def fake_etcd3_stage(case: TestCase) -> FakeEtcd3Stage:
+    stage = FakeEtcd3Stage()
+    case.addCleanup(stage.fake.stop)
+    return stage
+
+
+def debian_etcd3_stage(case: TestCase) -> RealEtcd3Stage:
+    return _real_etcd3_stage(case, "Debian")
+
+
+def wheel_etcd3_stage(case: TestCase) -> RealEtcd3Stage:
+    return _real_etcd3_stage(case, "Wheel")
+
+
+def newest_etcd3_stage(case: TestCase) -> RealEtcd3Stage:
+    return _real_etcd3_stage(case, "Newest")
+
+
+def _real_etcd3_stage(case: TestCase, name: str) -> RealEtcd3Stage:
+    process = shared_etcd(name)
+    case.addCleanup(process.revive)
+    return RealEtcd3Stage(RealWorld(case), process)
 
 
 def lease_store(

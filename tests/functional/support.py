@@ -71,9 +71,11 @@ class AgentTestCase(SynchronousTestCase):
 
     @cvar etcd: the binary.
     @cvar address: what the test is about.
+    @cvar store: the options that say where claims are, if not in etcd v2.
     """
 
     address: Address = ADDRESS
+    store: Sequence[str] = ()
 
     etcd = wheel_etcd()
     lab: Lab
@@ -178,7 +180,7 @@ class AgentTestCase(SynchronousTestCase):
 
     def start_agent(self, host: Host, *options: str, store_port: int = ETCD_PORT) -> Process:
         """Start an agent on a host, in the way in which all of the test case are started."""
-        return self.lab.start_agent(host, *options, store_port=store_port)
+        return self.lab.start_agent(host, *self.store, *options, store_port=store_port)
 
     def wait_for_agents(self, *names: str) -> None:
         self.lab.wait_until(lambda: self.known_agents() >= set(names), f"agents {names} to be known", 30)
@@ -186,7 +188,11 @@ class AgentTestCase(SynchronousTestCase):
     def known_agents(self) -> set[str]:
         """The ids of the agents that have a record in the claim store."""
         folder = "/kiwi/agents/"
-        return {key.removeprefix(folder) for key in self.lab.cluster.nodes() if key.startswith(folder)}
+        return {key.removeprefix(folder) for key in self.keys() if key.startswith(folder)}
+
+    def keys(self) -> set[str]:
+        """The keys of Kiwi's that are in etcd."""
+        return set(self.lab.cluster.nodes())
 
     def serve(self) -> None:
         """Run the small web server on all hosts."""

@@ -25,7 +25,7 @@ class HandTestCase(FailureTestCase):
     def assert_alone(self) -> None:
         """No other host had the address at any time."""
         self.assertEqual({carriage.host for carriage in self.lab.ears.carriages(ADDRESS)}, {self.carrier.name})
-        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: self.carrier.name})
+        self.assertEqual(self.claims(), {ADDRESS: self.carrier.name})
 
 
 class AddressTests(HandTestCase):
@@ -156,7 +156,8 @@ class NamesakeTests(FailureTestCase):
         elsewhere = self.others()[0]
         options, network = ("--id", name, "--fwchain", "NAMESAKE", "--ttl", str(self.ttl)), ("--interface", "em2")
         second = {
-            host.name: self.lab.start_agent(host, *options, network=network) for host in (self.carrier, elsewhere)
+            host.name: self.lab.start_agent(host, *self.store, *options, network=network)
+            for host in (self.carrier, elsewhere)
         }
         for process in second.values():
             self.assertEqual(process.wait(20), 1, process.story())
@@ -166,6 +167,6 @@ class NamesakeTests(FailureTestCase):
         self.assertNotIn("NAMESAKE", "".join(self.carrier.marks() + elsewhere.marks()))
         self.assertIsNone(self.carrying.status)
         self.assertEqual(len(self.lab.ears.carriages(ADDRESS)), 1)
-        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: name})
+        self.assertEqual(self.claims(), {ADDRESS: name})
         self.assertLessEqual(set(self.agents), self.known_agents())
         self.assert_none_lost(self.pinger)

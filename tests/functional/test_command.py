@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.laboratory import CHECKOUT, Host, service
+from tests.lab.laboratory import CHECKOUT, CLUSTER, Host, service
 from tests.lab.waiting import wait_until
 
 from .support import ADDRESS, JUMP, AgentTestCase, rule
@@ -99,6 +99,7 @@ class ChoiceTests(AgentTestCase):
                 "KIWI_CIDR_RANGE": "10.0.0.0/8,192.168.1.0/24",
                 "KIWI_ETCD_ENDPOINT": endpoint_options[1],
                 "KIWI_KUBE_ENDPOINT": endpoint_options[3],
+                "KIWI_STORE": "etcd2",
                 "KIWI_AGENT_ID": "from-the-environment",
                 "KIWI_FWCHAIN": "MY-CHAIN",
                 "KIWI_FWMARK": "0x10",
@@ -132,6 +133,28 @@ class ChoiceTests(AgentTestCase):
         host.start("kiwi", [*self.lab.kiwi, "-s", dead, *self.lab.agent_options()])
         self.lab.cluster.create(service("web", [ADDRESS]))
         self.lab.wait_for_carrier(ADDRESS)
+
+    def test_auto(self) -> None:
+        """
+        With C{--store auto}, an agent joins a fleet that is in v2 of etcd, and says so. Where there is none, its claims
+        are in v3.
+        """
+        (first, second, third) = self.lab.hosts
+        old = self.start_agents(hosts=[first])
+        new = self.start_agents("--store", "auto", hosts=[second])
+        self.wait_for_line(new[second.name], "claims stay in API v2 of etcd", "agents are there, in /kiwi/agents")
+        self.lab.cluster.create(service("web", [ADDRESS]))
+        carrier = self.lab.wait_for_carrier(ADDRESS)
+        self.assertEqual(self.lab.cluster.claims(), {ADDRESS: carrier.name})
+        for agent in (*old.values(), *new.values()):
+            agent.terminate(7)
+        self.lab.cluster.clear_claims()
+        agent = self.start_agent(third, "--store", "auto")
+        self.wait_for_line(agent, "claims are in API v3 of etcd")
+        self.assertEqual(self.lab.wait_for_carrier(ADDRESS), third)
+        self.assertEqual(self.lab.cluster.nodes(), {})
+        agent.terminate(7)
+        self.assert_untouched(third)
 
     def test_no_driver(self) -> None:
         """With C{--no-driver} the agent claims and logs, and touches neither interface nor firewall."""
@@ -206,6 +229,21 @@ class WrongOptionTests(AgentTestCase):
             ("--reconnect-interval", "soon"),
         ]:
             self.assertIn(value, self._refused(*self.lab.kiwi, *self.lab.agent_options(), option, value))
+
+    def test_access_to_etcd(self) -> None:
+        """What cannot get into etcd: files that are not there, and a password where everybody can see it."""
+        secure = ("-s", f"https://{CLUSTER}:2379")
+        for options, word in (
+            ((*secure, "--etcd-ca", "/no/such/file"), "--etcd-ca: /no/such/file: No such file or directory"),
+            ((*secure, "--etcd-cert", "/proc/version", "--etcd-key", "/proc/version"), "no certificates in PEM"),
+            (("--etcd-user", "a", "--etcd-password-file", "/no/such/file"), "--etcd-password-file: /no/such/file"),
+            (("--etcd-ca", "/no/such/file"), "it is for https"),
+            (("--etcd-user", "a"), "--etcd-password-file"),
+        ):
+            self.assertIn(word, self._refused(*self.lab.kiwi, *self.lab.agent_options(), *options))
+        line = self._refused(*self.lab.kiwi, "-s", f"https://agent:s3cret@{CLUSTER}")
+        self.assertIn("--etcd-user NAME and --etcd-password-file FILE", line)
+        self.assertNotIn("s3cret", line)
 
     def test_unknown_option(self) -> None:
         """An option that does not exist, and a word that is no option."""

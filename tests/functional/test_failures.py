@@ -92,7 +92,7 @@ class RestartTests(FailureTestCase):
         self.carrying.kill()
         # What starts it again takes its time.
         time.sleep(1)
-        again = self.agents[self.carrier.name] = self.lab.start_agent(self.carrier, *self.options)
+        again = self.agents[self.carrier.name] = self.start_agent(self.carrier, *self.options)
         self.wait_for_line(again, str(self.address), "adopted")
         time.sleep(max(0.0, killed + 1.5 * self.ttl - time.monotonic()))
         self.assert_none_lost(self.pinger)
@@ -106,7 +106,7 @@ class RestartTests(FailureTestCase):
         """What is no longer wanted goes when the agent is back."""
         self.carrying.kill()
         self.lab.cluster.delete("web")
-        self.agents[self.carrier.name] = self.lab.start_agent(self.carrier, *self.options)
+        self.agents[self.carrier.name] = self.start_agent(self.carrier, *self.options)
         self.wait_for_nobody(self.address)
         self.wait_for_no_rule(self.carrier)
         self.assert_one_carrier_at_a_time(self.address)

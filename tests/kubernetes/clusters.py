@@ -24,9 +24,9 @@ from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.client import Objects
 from kiwi.kubernetes.credentials import FixedHeaders, ICredentials, NoCredentials, bearer
 from kiwi.kubernetes.services import PUBLIC, SERVICES
-from kiwi.kubernetes.tls import TLS, certificates
 from kiwi.kubernetes.watch import ObjectWatch
 from kiwi.model import Service, ServiceName
+from kiwi.tls import TLS, certificates
 from tests.fakes.apiserver_process import ADMIN_TOKEN, shared_api_server
 from tests.fakes.kubernetes import KubernetesResource, KubernetesState
 

@@ -19,10 +19,10 @@ from kiwi.kubernetes.api import KubernetesAPI
 from kiwi.kubernetes.credentials import ICredentials, NoCredentials
 from kiwi.kubernetes.processes import Command, Finished
 from kiwi.settings import settings
+from tests.fakes.authorities import authority
+from tests.test_tls import OverTLS
 
-from .authorities import authority
 from .test_credentials import printed
-from .test_tls import OverTLS
 
 V1 = "client.authentication.k8s.io/v1"
 

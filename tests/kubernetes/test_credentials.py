@@ -17,21 +17,21 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from kiwi.files import Data, File
+from kiwi.http import basic
 from kiwi.kubernetes.credentials import (
     CredentialsError,
     FixedHeaders,
     ICredentials,
     NoCredentials,
     TokenFile,
-    basic,
     bearer,
 )
-from kiwi.kubernetes.files import Data, File
 from kiwi.kubernetes.kubeconfig import Cluster, Exec
 from kiwi.kubernetes.plugins import MARGIN, REST, RUN_TIMEOUT, Answer, PluginCredentials, decode
 from kiwi.kubernetes.processes import Command, Finished, run
+from tests.fakes.authorities import authority
 
-from .authorities import authority
 from .clusters import captured_log
 
 V1 = "client.authentication.k8s.io/v1"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kiwi.kubernetes.files import Data, File
+from kiwi.files import Data, File
 from kiwi.kubernetes.kubeconfig import Cluster, Exec, Kubeconfig, KubeconfigError, User, read
 
 V1 = "client.authentication.k8s.io/v1"

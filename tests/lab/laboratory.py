@@ -33,6 +33,7 @@ from .listening import Ears
 from .namespaces import LabError, Namespace, ip_batch, owned_name, sweep
 from .pinging import Pinger
 from .processes import Process, on_host
+from .quorum import Quorum
 from .waiting import wait_until
 
 T = TypeVar("T")
@@ -216,6 +217,10 @@ class Host:
         """Have the switch pass it again."""
         self._lab.switch.ip([f"link set {self.name} master lan"])
 
+    def strand(self) -> None:
+        """Have the switch pass on nothing but to and from others that are stranded, while the link itself stays up."""
+        self._lab.switch.ip([f"link set {self.name} master island"])
+
     def cut_second(self) -> None:
         """Pull the cable of C{em2} out at the switch."""
         self._lab.switch.ip([f"link set {self.name}-2 down"])
@@ -377,6 +382,7 @@ class Cluster:
     @ivar data: the folder where etcd keeps what it knows, once it is started.
     @ivar api: the process of the API server, once it is started.
     @ivar kubernetes: the real API server, once it is started.
+    @ivar quorum: the etcd of three members on other hosts, once it is started.
     """
 
     host: Host
@@ -385,6 +391,7 @@ class Cluster:
     data: Path | None = field(default=None, init=False)
     api: Process | None = field(default=None, init=False)
     kubernetes: RealAPIServer | None = field(default=None, init=False)
+    quorum: Quorum | None = field(default=None, init=False)
 
     def start_etcd(self, binary: str, port: int = ETCD_PORT, name: str = "etcd", data: Path | None = None) -> Process:
         """
@@ -468,10 +475,16 @@ class Cluster:
         self.kubernetes.start()
         return self.kubernetes
 
+    def start_quorum(self, binary: str) -> Quorum:
+        """Start an etcd of three members, each on a host that is new, and wait until all are healthy."""
+        self.quorum = Quorum.start(self._lab, binary)
+        return self.quorum
+
     def processes(self) -> Sequence[Process]:
-        """What runs for as long as the lab does, or until a test ends it: etcd, and both kinds of API servers."""
+        """What runs for as long as the lab does, or until a test ends it: etcds, and both kinds of API servers."""
         found = [process for process in (self.etcd, self.api) if process is not None]
-        return [*found, *(self.kubernetes.processes if self.kubernetes else ())]
+        members = self.quorum.processes() if self.quorum else ()
+        return [*found, *members, *(self.kubernetes.processes if self.kubernetes else ())]
 
     def _answers(self, port: int, path: str) -> bool:
         try:
@@ -480,7 +493,7 @@ class Cluster:
             return False
 
     def _ask_api(self, method: str, path: str, body: Any = None) -> Answer:
-        answer = self._lab.client.request(method, CLUSTER, API_PORT, path, body)
+        answer = self._lab.client.request(method, CLUSTER, API_PORT, path, body, limit=30.0)
         if answer.status >= 300:
             raise LabError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")
         return answer
@@ -565,6 +578,7 @@ class Lab:
     directory: Path = field(init=False)
     ears: Ears = field(init=False)
     _serial: int = field(factory=lambda: next(_serials), init=False)
+    _added: list[Host] = field(factory=list, init=False)
     _processes: list[Process] = field(factory=list, init=False)
     _pingers: list[Pinger] = field(factory=list, init=False)
     _names: count[int] = field(factory=count, init=False)
@@ -603,6 +617,7 @@ class Lab:
                 ]
             )
             self.switch.ip(["link add lan2 type bridge", "link set lan2 up"])
+            self.switch.ip(["link add island type bridge", "link set island up"])
             self.cluster = Cluster(self._host("cluster", CLUSTER), self)
             self.client = self._host("client", CLIENT)
             self._build_hosts()
@@ -618,7 +633,8 @@ class Lab:
         self._opened = False
         atexit.unregister(self.close)
         self._stop_everything()
-        for host in [*self.hosts, *(self._attribute("client")), *(c.host for c in self._attribute("cluster"))]:
+        staying = [*self._attribute("client"), *(cluster.host for cluster in self._attribute("cluster")), *self._added]
+        for host in [*self.hosts, *staying]:
             host.close()
         for switch in self._attribute("switch"):
             switch.destroy()
@@ -636,6 +652,11 @@ class Lab:
         self.client.run("ip", "-6", "neigh", "flush", "all")
         self._build_hosts()
 
+    def add_host(self, name: str, address: IPv4Address) -> Host:
+        """Another host on the LAN. It is none of L{hosts}, and stays as it is when these are made new."""
+        self._added.append(self._host(name, address))
+        return self._added[-1]
+
     def start(
         self, host: Host, name: str, argv: Sequence[str], environment: Mapping[str, str], working: Path
     ) -> Process:
@@ -646,9 +667,14 @@ class Lab:
         self._processes.append(process)
         return process
 
-    def agent_options(self, store_port: int = ETCD_PORT) -> list[str]:
-        """The options that every agent of the lab needs to find its cluster."""
-        return ["-s", f"http://{CLUSTER}:{store_port}", "-k", f"http://{CLUSTER}:{API_PORT}"]
+    def agent_options(self, store_port: int = ETCD_PORT, endpoints: Sequence[str] = ()) -> list[str]:
+        """
+        The options that every agent of the lab needs to find its cluster; see L{start_agent}. Claims are in etcd v2,
+        unless later options say otherwise.
+        """
+        stores = endpoints or [f"http://{CLUSTER}:{store_port}"]
+        found = [word for url in stores for word in ("-s", url)]
+        return [*found, "-k", f"http://{CLUSTER}:{API_PORT}", "--store", "etcd2"]
 
     def start_agent(
         self,
@@ -656,6 +682,7 @@ class Lab:
         *options: str,
         environment: Mapping[str, str] | None = None,
         store_port: int = ETCD_PORT,
+        endpoints: Sequence[str] = (),
         clock: WallClock | None = None,
         network: Sequence[str] = ("--interface", INTERFACE, "-r", "192.168.1.0/24", "-r", f"{LAN6}/64"),
     ) -> Process:
@@ -663,10 +690,11 @@ class Lab:
         Start C{kiwi --interface em1 -r 192.168.1.0/24 -r fd00::/64} on a host, with further options.
 
         @param store_port: the port at which it finds the claim store.
+        @param endpoints: where it finds the claim store instead, where it is not on the cluster's host.
         @param clock: the wall clock that it has instead of the machine's.
         @param network: the options that say what it may carry, and where.
         """
-        chosen = [*network, *self.agent_options(store_port), *options]
+        chosen = [*network, *self.agent_options(store_port, endpoints), *options]
         command = [*self.kiwi, *chosen]
         return host.start(f"kiwi-{host.name}", clock.command(command) if clock else command, environment)
 

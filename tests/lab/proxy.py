@@ -43,7 +43,7 @@ from twisted.web.iweb import IResponse
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from kiwi.kubernetes.tls import TLS, certificates
+from kiwi.tls import TLS, certificates
 
 PLAIN, SLOW, LOSSY = "plain", "slow", "lossy"
 BEHAVIOURS = (PLAIN, SLOW, LOSSY)

@@ -342,6 +342,21 @@ class ToolTests(SynchronousTestCase):
         iptables("-A", "KUBE-PUBLIC", "-j", "ACCEPT")
         self.assertEqual((firewall.read(), firewall.read(), told.read_text()), (None, None, "read\n" * 2))
 
+    def test_changed_meanwhile(self) -> None:
+        """What somebody changes while rules are written or read is seen the next time."""
+        spoil = "iptables-nft -t mangle -A KUBE-PUBLIC -j ACCEPT"
+        self.tool("tool", "exit 1")
+        self.tool("tool-save", 'exec iptables-nft-save "$@"')
+        self.tool("tool-restore", f'iptables-nft-restore "$@" && {spoil}')
+        firewall = self.firewall()
+        firewall.replace({WEB})
+        self.assertIsNone(firewall.read())
+        self.tool("tool-restore", 'exec iptables-nft-restore "$@"')
+        firewall.replace({WEB})
+        iptables("-t", "mangle", "-N", "theirs")
+        self.tool("tool-save", f'iptables-nft-save "$@" && {spoil}')
+        self.assertEqual((firewall.read(), firewall.read()), ({WEB}, None))
+
     def test_hangs(self) -> None:
         """A process that does not end in time is killed."""
         self.tool("tool", "exit 1")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from attrs import define
 from hypothesis import example, given, settings
 from hypothesis.strategies import characters, one_of, text
+from pyroute2.netlink import NLM_F_CREATE
 from twisted.trial.unittest import SynchronousTestCase
 
 from kiwi.model import Address, Mark, Protocol
 from kiwi.network.firewall import FwMark
 from kiwi.network.interface import NetworkError
+from kiwi.network.netlink import attribute
+from kiwi.network.nfnetlink import Message, Superseded, nftables
 from kiwi.network.nftables import COMMENT_SIZE, NftablesFirewall
 
 from .firewalltests import ADDRESS, ADDRESS6, BOTH, DNS, WEB, WEB6, make_firewall_tests
@@ -187,6 +193,30 @@ class NftablesFirewallTests(make_firewall_tests(make_nftables_fixture)):  # type
             later.replace(BOTH)
             self.firewall.replace({WEB6})
             self.assertEqual((later.read(), self.firewall.read()), ({WEB6}, {WEB6}))
+
+    def test_others_change_meanwhile(self) -> None:
+        """However often others change theirs, each change is made, and what is told is true."""
+        done = Event()
+
+        def disturb() -> None:
+            with nftables("test") as kernel:
+                for number in count():
+                    with contextlib.suppress(Superseded):
+                        name = attribute(1, f"other{number}".encode() + b"\0")
+                        kernel.commit([Message(0, NLM_F_CREATE, name)], kernel.generation())
+                    if done.wait(0.001):
+                        return
+
+        thread = Thread(target=disturb)
+        thread.start()
+        try:
+            for marks in [{WEB}, BOTH, {WEB6, DNS}] * 50:
+                self.firewall.replace(marks)
+                self.assertEqual(self.firewall.read(), marks)
+        finally:
+            done.set()
+            thread.join()
+        self.assertEqual(self.host.another(FwMark(1)).read(), {WEB6, DNS})
 
     def test_check(self) -> None:
         """Nothing is wrong where such a table can be made. Looking leaves no trace, also where there is one."""

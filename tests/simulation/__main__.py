@@ -23,7 +23,7 @@ from functools import partial
 from twisted.logger import globalLogBeginner
 
 from .runs import Outcome, run
-from .schedules import KINDS_OF_LEASES
+from .schedules import ALL_KINDS
 
 BATCH = 10
 """Simulations that a process makes before it tells of them."""
@@ -40,26 +40,29 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--without", action="append", default=[], metavar="KIND", help="leave out one kind of events; repeatable"
     )
-    parser.add_argument("--leases", action="store_true", help="with Leases of Kubernetes instead of etcd")
+    parser.set_defaults(backend="etcd2")
+    for backend, what in (("etcd3", "etcd v3"), ("leases", "Leases of Kubernetes")):
+        help = f"with {what} instead of etcd v2"
+        parser.add_argument(f"--{backend}", dest="backend", action="store_const", const=backend, help=help)
     options = parser.parse_args(arguments)
     for kind in options.without:
-        if kind not in KINDS_OF_LEASES:
-            parser.error(f"{kind!r} is none of: {', '.join(KINDS_OF_LEASES)}")
+        if kind not in ALL_KINDS:
+            parser.error(f"{kind!r} is none of: {', '.join(ALL_KINDS)}")
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
     if options.seed is not None:
         only = [int(number) for number in options.only.split(",")] if options.only else None
-        return _one(options.seed, options.without, only, options.minimise, options.leases)
+        return _one(options.seed, options.without, only, options.minimise, options.backend)
     seeds = range(options.first_seed, options.first_seed + options.runs)
-    return _many(seeds, options.jobs, options.without, options.leases)
+    return _many(seeds, options.jobs, options.without, options.backend)
 
 
-def _one(seed: int, without: Sequence[str], only: Sequence[int] | None, minimise: bool, leases: bool) -> int:
-    outcome = run(seed, without, only, keep=True, leases=leases)
+def _one(seed: int, without: Sequence[str], only: Sequence[int] | None, minimise: bool, backend: str) -> int:
+    outcome = run(seed, without, only, keep=True, backend=backend)
     if minimise and outcome.violation:
         kept = list(only) if only is not None else list(outcome.schedule.numbers)
         for number in list(kept):
             fewer = [other for other in kept if other != number]
-            shorter = run(seed, without, fewer, keep=True, leases=leases)
+            shorter = run(seed, without, fewer, keep=True, backend=backend)
             if shorter.violation:
                 kept, outcome = fewer, shorter
         print(f"--only {','.join(map(str, kept))}")
@@ -67,13 +70,13 @@ def _one(seed: int, without: Sequence[str], only: Sequence[int] | None, minimise
     return 1 if outcome.violation else 0
 
 
-def _batch(without: Sequence[str], leases: bool, seeds: Sequence[int]) -> list[Outcome]:
-    outcomes = [run(seed, without, leases=leases) for seed in seeds]
+def _batch(without: Sequence[str], backend: str, seeds: Sequence[int]) -> list[Outcome]:
+    outcomes = [run(seed, without, backend=backend) for seed in seeds]
     gc.collect()
     return outcomes
 
 
-def _many(seeds: range, jobs: int, without: Sequence[str], leases: bool) -> int:
+def _many(seeds: range, jobs: int, without: Sequence[str], backend: str) -> int:
     started, used = time.monotonic(), os.times()
     batches = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
     happened: Counter[str] = Counter()
@@ -82,7 +85,7 @@ def _many(seeds: range, jobs: int, without: Sequence[str], leases: bool) -> int:
     gc.disable()
     gc.freeze()
     with ProcessPoolExecutor(jobs) as pool:
-        for outcomes in pool.map(partial(_batch, without, leases), batches):
+        for outcomes in pool.map(partial(_batch, without, backend), batches):
             for outcome in outcomes:
                 happened.update(happening.kind for happening in outcome.schedule.happenings)
                 simulated += outcome.simulated
@@ -91,7 +94,9 @@ def _many(seeds: range, jobs: int, without: Sequence[str], leases: bool) -> int:
                 settled = max(settled, outcome.settled)
                 if outcome.violation:
                     failed.append(outcome)
-                    again = "".join(f" --without '{kind}'" for kind in without) + " --leases" * leases
+                    again = "".join(f" --without '{kind}'" for kind in without) + (
+                        "" if backend == "etcd2" else f" --{backend}"
+                    )
                     print(
                         f"{outcome.report()}\nreplay with: scripts/simulate --seed {outcome.schedule.seed}{again}\n",
                         flush=True,

@@ -16,6 +16,12 @@ from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from kiwi.claims.beats import Answer, Beat
+from kiwi.claims.etcd3 import Etcd3ClaimStore
+from kiwi.claims.etcd3_reading import Told
+from kiwi.claims.etcd3_requests import delete
+from kiwi.claims.etcd3_session import Own, OwnSession
+from kiwi.claims.etcd3_watch import Etcd3Watch
 from kiwi.claims.interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from kiwi.claims.lease_mirror import LeaseMirror
 from kiwi.claims.lease_objects import AgentLease, ClaimLease, Identity, Lease
@@ -332,19 +338,140 @@ def on_leases(
     return Mutation(store=spoil)
 
 
+class _BelievesTheLease(OwnSession):
+    """A lease that is kept alive is enough: the record is not written."""
+
+    __slots__ = ()
+
+    async def _go_on(self, beat: Beat, own: Own, deadline: float) -> Answer | None:
+        if beat.record is not None:
+            return await super()._go_on(beat, own, deadline)
+        sent, kept = await self.requests.keep(own.lease, deadline)
+        if kept.ttl < self.ttl:
+            return self._lost(beat, own)
+        self.own = evolve(own, sent=sent)
+        return Granted(sent, str(own.lease))
+
+
+class BelievesAnyLeader(OwnSession):
+    """The record is written, whoever leads by then."""
+
+    __slots__ = ()
+
+    async def _go_on(self, beat: Beat, own: Own, deadline: float) -> Answer | None:
+        sent = self.clock.seconds()
+        answer = await super()._go_on(beat, own, deadline)
+        now = self.own
+        if answer is None and now is not None and now.lease == own.lease and now.modified > own.modified:
+            self.own = evolve(now, sent=sent)
+            return Granted(sent, str(now.lease))
+        return answer
+
+
+class _CountsFromTheTransaction(OwnSession):
+    """The lease lasts from when the transaction after it is answered."""
+
+    __slots__ = ()
+
+    async def _go_on(self, beat: Beat, own: Own, deadline: float) -> Answer | None:
+        answer = await super()._go_on(beat, own, deadline)
+        if isinstance(answer, Granted) and self.own is not None:
+            self.own = evolve(self.own, sent=self.clock.seconds())
+            return Granted(self.own.sent, answer.session)
+        return answer
+
+
+class LeavesByRevoking(OwnSession):
+    """The session is ended by revoking its lease, whoever has gone on with that."""
+
+    __slots__ = ()
+
+    async def _deregister(self, record: AgentRecord) -> Released:
+        if self.own is not None:
+            revoked = {"ID": str(self.own.lease)}
+            await self.requests._ask("/v3/lease/revoke", revoked, self.clock.seconds() + 5, lambda said: None)
+        return Released()
+
+
+class _IgnoresCompaction(Etcd3Watch):
+    """Goes on waiting for changes that etcd has forgotten."""
+
+    __slots__ = ()
+
+    def _cancelled(self, told: Told) -> None:
+        if not told.compacted:
+            super()._cancelled(told)
+
+
+class TakesLossesLightly(Etcd3ClaimStore):
+    """A store that comes back without its data is like any other."""
+
+    __slots__ = ()
+
+    def forgotten(self) -> None:
+        pass
+
+
+class ReleasesWhateverIsThere(Etcd3ClaimStore):
+    """A claim is deleted without comparing."""
+
+    __slots__ = ()
+
+    async def _release(self, address: Address) -> Released:
+        self._written.pop(address, None)
+        await self.requests.transaction([], [delete(self.keys.claim(address))], [], self._deadline())
+        return Released()
+
+
+class TrustsTheKeys(Etcd3ClaimStore):
+    """What an earlier life has claimed is not written again."""
+
+    __slots__ = ()
+
+    async def _adopted(self, address: Address) -> Granted | Lost | Unavailable:
+        own, claim = self.session.own, await self._known(address, self._deadline())
+        mine = own is not None and claim is not None and claim.lease == own.lease
+        return Granted(own.sent) if own is not None and mine else Lost()
+
+
+def on_etcd3(
+    store: type[Etcd3ClaimStore] = Etcd3ClaimStore,
+    session: type[OwnSession] = OwnSession,
+    watch: type[Etcd3Watch] = Etcd3Watch,
+) -> Mutation:
+    """A store in etcd v3 that is made of these."""
+
+    class Spoiled(store):  # type: ignore[valid-type, misc]
+        __slots__ = ()
+
+        def watch(self, changed: Callable[[Claims], None]) -> IService:
+            made = super().watch(changed)
+            made.__class__ = watch
+            return made
+
+    def spoil(made: IClaimStore, clock: Any) -> IClaimStore:
+        assert isinstance(made, Etcd3ClaimStore)
+        made.__class__ = Spoiled
+        made.session.__class__ = session
+        made.requests.forgotten = made.forgotten
+        return made
+
+    return Mutation(store=spoil)
+
+
 @frozen
 class Mutant:
     """
     @ivar name: what is wrong with these agents: the end of a sentence.
     @ivar mutation: how they are made.
     @ivar noticed: what the simulation says of it, in part.
-    @ivar leases: their claims are Leases.
+    @ivar backend: where their claims are.
     """
 
     name: str
     mutation: Mutation
     noticed: Sequence[str]
-    leases: bool = False
+    backend: str = "etcd2"
 
 
 ORDER = ("no claim", "without a claim", "two carriers")
@@ -367,7 +494,14 @@ MUTANTS = (
     Mutant("replaces without lifetimes", Mutation(addresses=_ReplacesWithoutLifetimes), MARGIN),
     Mutant("arms the kernel's timer once", Mutation(addresses=_ArmsTheTimerOnce), MARGIN),
     Mutant("rounds lifetimes up", Mutation(addresses=_RoundsUp), MARGIN),
-    Mutant("takes claims before it deletes their session", on_leases(mirror=_EndsWithItsTime), MARGIN, leases=True),
-    Mutant("trusts claims of its former session", on_leases(store=_TrustsItsName), MARGIN, leases=True),
-    Mutant("takes at once what somebody deletes", on_leases(mirror=_EndsWithItsLease), MARGIN, leases=True),
+    Mutant(
+        "takes claims before it deletes their session", on_leases(mirror=_EndsWithItsTime), MARGIN, backend="leases"
+    ),
+    Mutant("trusts claims of its former session", on_leases(store=_TrustsItsName), MARGIN, backend="leases"),
+    Mutant("takes at once what somebody deletes", on_leases(mirror=_EndsWithItsLease), MARGIN, backend="leases"),
+    Mutant("believes its lease without a transaction", on_etcd3(session=_BelievesTheLease), MARGIN, backend="etcd3"),
+    Mutant("counts from the transaction", on_etcd3(session=_CountsFromTheTransaction), MARGIN, backend="etcd3"),
+    Mutant(
+        "ignores compaction", on_etcd3(watch=_IgnoresCompaction), ("not in order", "requests of kind"), backend="etcd3"
+    ),
 )

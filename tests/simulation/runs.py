@@ -57,15 +57,15 @@ def run(
     only: Sequence[int] | None = None,
     mutation: Mutation = AS_IT_IS,
     keep: bool = False,
-    leases: bool = False,
+    backend: str = "etcd2",
 ) -> Outcome:
     """
     Simulate what a seed says.
 
     @param keep: keep what was logged even if nothing is wrong.
-    @param leases: claims are Leases, and not keys in etcd.
+    @param backend: where claims are: C{etcd2}, C{etcd3} or C{leases}.
     """
-    return play(draw(seed, without, only, leases), mutation, keep)
+    return play(draw(seed, without, only, backend), mutation, keep)
 
 
 def play(schedule: Schedule, mutation: Mutation = AS_IT_IS, keep: bool = False) -> Outcome:
@@ -76,7 +76,7 @@ def play(schedule: Schedule, mutation: Mutation = AS_IT_IS, keep: bool = False) 
         members=schedule.members,
         mutation=mutation,
         few=schedule.few,
-        leases=schedule.leases,
+        backend=schedule.backend,
     )
     violation, settled = "", 0.0
     with world:
@@ -144,7 +144,13 @@ def _stay_steady(world: World) -> None:
     sent = Counter(_about(request) for request in world.network.sent[before:])
     # Of Services, EndpointSlices, one Node, and Leases; each watch ends by itself after a while.
     watches = agents * 4 * (seconds / LONGEST_WATCH[0] + 1)
-    allowed = {"renewal": addresses * beats, "record": agents * beats, "watch": watches, "other": 0}
+    allowed = {
+        "renewal": addresses * beats,
+        "record": agents * beats,
+        "lease": agents * beats,
+        "watch": watches,
+        "other": 0,
+    }
     for kind, requests in sorted(sent.items()):
         if requests > allowed[kind]:
             world.judge.complain(f"{requests} requests of kind {kind} in {seconds:.1f} s of calm")
@@ -161,6 +167,10 @@ def _about(request: str) -> str:
         return "renewal"
     if request.startswith("PUT") and ("/agents/" in request or "/leases/agent." in request):
         return "record"
-    if "watch=true" in request:
+    if request == "POST /v3/kv/txn":
+        return "record"
+    if request == "POST /v3/lease/keepalive":
+        return "lease"
+    if "watch=true" in request or request == "POST /v3/watch":
         return "watch"
     return "other"

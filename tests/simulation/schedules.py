@@ -9,6 +9,7 @@ from attrs import frozen
 
 from kiwi.planning import FEW
 
+from .etcd3_servers import Etcd3Store
 from .lease_servers import LeaseStore
 from .servers import KUBERNETES
 from .world import ADDRESSES, SimulatedHost, World
@@ -60,7 +61,7 @@ class Schedule:
     numbers: tuple[int, ...]
     calm: float
     few: int
-    leases: bool = False
+    backend: str = "etcd2"
 
     def __str__(self) -> str:
         head = (
@@ -164,7 +165,7 @@ def _lose_data(world: World, event: Happening) -> None:
 
 
 def _back_up(world: World, event: Happening) -> None:
-    if isinstance(world.store, LeaseStore):
+    if isinstance(world.store, LeaseStore | Etcd3Store):
         world.store.back_up()
 
 
@@ -173,7 +174,7 @@ def _restore(world: World, event: Happening) -> None:
     Restoring takes longer than a TTL and a half, and the backup is from before that. A younger one would have sessions
     in the very state in which somebody has last heard of them, who then takes them for ended.
     """
-    if isinstance(world.store, LeaseStore) and event.seconds > 1.5 * world.ttl:
+    if isinstance(world.store, LeaseStore | Etcd3Store) and event.seconds > 1.5 * world.ttl:
         world.store.restore()
         world.judge.forgotten()
 
@@ -182,6 +183,25 @@ def _delete_session(world: World, event: Happening) -> None:
     """What the store has promised is not taken back: the others wait until its time is over."""
     if isinstance(world.store, LeaseStore):
         world.store.delete_session(_host(world, event).agent_id)
+        world.judge.forgotten()
+
+
+def _on_etcd3(act: Callable[[Etcd3Store, Happening], object]) -> Callable[[World, Happening], None]:
+    def apply(world: World, event: Happening) -> None:
+        if isinstance(world.store, Etcd3Store):
+            act(world.store, event)
+
+    return apply
+
+
+def _cut_member_off(store: Etcd3Store, event: Happening) -> None:
+    store.cut_member_off(store.places[event.number % len(store.places)])
+
+
+def _end_lease(world: World, event: Happening) -> None:
+    """What the store has promised is not taken back: the others wait until its time is over."""
+    if isinstance(world.store, Etcd3Store):
+        world.store.end_lease(event.number)
         world.judge.forgotten()
 
 
@@ -321,6 +341,8 @@ class Kind:
     scope: str = "host"
 
 
+_rejoin = _on_etcd3(lambda store, event: store.rejoin())
+
 KINDS: Mapping[str, Kind] = {
     "crash": Kind(4, lambda w, e: _host(w, e).kill(), _restart, 2.5),
     "short crash": Kind(3, lambda w, e: _host(w, e).kill(), _restart, 0.3),
@@ -399,22 +421,42 @@ KINDS_OF_LEASES: Mapping[str, Kind] = {
     "store restored from a backup": Kind(1, _back_up, _restore, 4, "store"),
 }
 
+KINDS_OF_ETCD3: Mapping[str, Kind] = {
+    **KINDS,
+    "leader changes": Kind(2, _on_etcd3(lambda s, e: s.elect()), scope="store"),
+    "leader cut off": Kind(2, _on_etcd3(lambda s, e: s.cut_leader_off()), _rejoin, 2.5, "store"),
+    "leader does not notice": Kind(2, _on_etcd3(lambda s, e: s.cut_leader_off(e.seconds + 1)), _rejoin, 2.5, "store"),
+    "member cut off": Kind(1.5, _on_etcd3(_cut_member_off), _rejoin, 2, "store"),
+    "leader paused": Kind(2, _on_etcd3(lambda s, e: s.pause_leader()), _rejoin, 2, "store"),
+    "store compacted": Kind(
+        1.5, _on_etcd3(lambda s, e: s.compact(True)), _on_etcd3(lambda s, e: s.compact(False)), 1.5, "store"
+    ),
+    "lease ended too early": Kind(1, _end_lease, scope="service"),
+    "streams silent": Kind(1, _on_etcd3(lambda s, e: s.silence()), scope="store"),
+    "streams end": Kind(1, _on_etcd3(lambda s, e: s.end_streams()), scope="store"),
+    "streams speak nonsense": Kind(0.5, _on_etcd3(lambda s, e: s.speak_nonsense()), scope="store"),
+    "store restored from a backup": Kind(1, _back_up, _restore, 4, "store"),
+}
+
+KINDS_OF: Mapping[str, Mapping[str, Kind]] = {"etcd2": KINDS, "etcd3": KINDS_OF_ETCD3, "leases": KINDS_OF_LEASES}
+ALL_KINDS: Mapping[str, Kind] = {**KINDS_OF_LEASES, **KINDS_OF_ETCD3}
+
 SHORT = 0.01
 
 
-def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = None, leases: bool = False) -> Schedule:
+def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = None, backend: str = "etcd2") -> Schedule:
     """
     The schedule of a seed.
 
     @param without: kinds of events that are left out.
     @param only: the numbers of the events that are kept, if not all.
-    @param leases: claims are Leases.
+    @param backend: where claims are: C{etcd2}, C{etcd3} or C{leases}.
     """
-    kinds = KINDS_OF_LEASES if leases else KINDS
+    kinds = KINDS_OF[backend]
     random = Random(f"kiwi/{seed}")
     ttl = random.choice((3, 3, 4, 5, 7, 10, 10, 20))
     agents = random.choice((3, 3, 4, 4, 5))
-    members = random.choice((1, 2))
+    members = random.choice((1, 2 if backend != "etcd3" else 3))
     services = tuple(sorted(random.sample(range(SERVICES), random.randint(1, 6))))
     # Each schedule has its own troubles, so that some things are troubled much and others not at all.
     chosen = random.sample(sorted(kinds), random.randint(3, 14))
@@ -433,7 +475,11 @@ def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = No
         if kind.longest:
             seconds = SHORT + random.random() ** 2 * kind.longest * ttl
         host = random.randint(1, agents) if kind.scope == "host" else 0
-        number = random.randrange(4 * SERVICES) if kind.scope == "service" or name in ("twin", "member down") else 0
+        number = (
+            random.randrange(4 * SERVICES)
+            if kind.scope == "service" or name in ("twin", "member down", "member cut off")
+            else 0
+        )
         happenings.append(Happening(round(at, 4), name, host, round(seconds, 4), number))
     happenings.sort(key=lambda happening: happening.at)
     kept = {
@@ -443,13 +489,13 @@ def draw(seed: int, without: Sequence[str] = (), only: Sequence[int] | None = No
     }
     calm = max([start, *(happening.at + happening.seconds for happening in kept.values())])
     return Schedule(
-        seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, FEW)[seed % 2], leases
+        seed, agents, ttl, members, services, tuple(kept.values()), tuple(kept), calm, (1, FEW)[seed % 2], backend
     )
 
 
 def let_happen(world: World, happening: Happening) -> None:
     """Begin it now; its end comes by itself."""
-    kind = KINDS_OF_LEASES[happening.kind]
+    kind = ALL_KINDS[happening.kind]
     world.log(f"--- {happening}")
     kind.begin(world, happening)
     if happening.seconds:
@@ -458,7 +504,7 @@ def let_happen(world: World, happening: Happening) -> None:
 
 def _end(world: World, happening: Happening) -> None:
     world.log(f"--- over: {happening}")
-    KINDS_OF_LEASES[happening.kind].end(world, happening)
+    ALL_KINDS[happening.kind].end(world, happening)
 
 
 def heal(world: World) -> None:
@@ -473,6 +519,8 @@ def heal(world: World) -> None:
     world.machines.clear()
     world.store.slow(0.0)
     world.store.resume()
+    if isinstance(world.store, Etcd3Store):
+        world.store.rejoin()
     for member in world.store.places:
         world.store.recover(member)
     world.kubernetes.state.recover()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from kiwi.model import ip
 from kiwi.network.addresses import preferred_lifetime
 
-from .lease_servers import LEASE_SERVER, LeaseStore
+from .etcd3_servers import Etcd3Store
+from .lease_servers import LeaseStore
 from .schedules import KINDS, Happening
 from .servers import KUBERNETES
 from .transport import Request
@@ -24,9 +25,9 @@ class Stage:
     """Three hosts that have run for a while, the first address and who carries it."""
 
     def __init__(
-        self, ttl: int = 10, agents: int = 3, members: int = 1, mutation: Mutation = AS_IT_IS, leases: bool = False
+        self, ttl: int = 10, agents: int = 3, members: int = 1, mutation: Mutation = AS_IT_IS, backend: str = "etcd2"
     ) -> None:
-        self.world = World("stage", ttl, members=members, mutation=mutation, leases=leases)
+        self.world = World("stage", ttl, members=members, mutation=mutation, backend=backend)
         for _ in range(agents):
             self.world.add_host().start()
         for number in range(3):
@@ -89,7 +90,7 @@ def lost_while_its_thread_hangs(mutation: Mutation) -> str:
 
 def cut_off_with_clocks_apart(mutation: Mutation) -> str:
     """What is wrong when the carrier, whose clock is slow, is cut from Leases, which others judge by fast clocks."""
-    stage = Stage(ttl=80, mutation=mutation, leases=True)
+    stage = Stage(ttl=80, mutation=mutation, backend="leases")
     with stage:
         world, carrier = stage.world, stage.carrier
         for host in world.hosts:
@@ -107,9 +108,11 @@ def cut_off_with_clocks_apart(mutation: Mutation) -> str:
 
 @define(eq=False)
 class _Late:
-    """Stands before a server, and keeps the deletions for later."""
+    """Stands before a server, and keeps some requests for later."""
 
-    server: LeaseStore
+    world: World
+    server: LeaseStore | Etcd3Store
+    is_late: Callable[[Request], bool]
     name: str = "late"
     kept: list[Request] = field(factory=list)
 
@@ -117,19 +120,130 @@ class _Late:
         return self.server.accepts(place)
 
     def receive(self, request: Request) -> None:
-        if request.method == b"DELETE":
+        if self.is_late(request):
             self.kept.append(request)
         else:
             self.server.receive(request)
 
+    def release(self) -> None:
+        """Let them arrive."""
+        for request in self.kept:
+            self.server.receive(request)
+        self.world.check()
 
-def deleted_after_it_was_adopted(mutation: Mutation) -> str:
-    """What is wrong when a claim is given back by a request that arrives when the agent's next life carries on."""
-    stage = Stage(mutation=mutation, leases=True)
+
+def _deletes(request: Request) -> bool:
+    """Whether it deletes a claim or a Lease."""
+    return request.method == b"DELETE" or b'"success":[{"request_delete_range":' in request.content.getvalue()
+
+
+def _before(world: World, is_late: Callable[[Request], bool] = _deletes) -> _Late:
+    """From now on, this stands before the store."""
+    assert isinstance(world.store, LeaseStore | Etcd3Store)
+    late = _Late(world, world.store, is_late)
+    world.network.servers.update(dict.fromkeys(world.store.places, late))
+    return late
+
+
+def deleted_after_another_took_it(mutation: Mutation) -> str:
+    """What is wrong when a claim is given back by a request that arrives when another agent has the address."""
+    stage = Stage(mutation=mutation, backend="etcd3")
     with stage:
         world, carrier = stage.world, stage.carrier
-        assert isinstance(world.store, LeaseStore)
-        late = world.network.servers[LEASE_SERVER] = _Late(world.store)
+        late = _before(world)
+        world.kubernetes.delete("service-0")
+        world.pass_time(0.5)
+        assert late.kept and not world.carriers(ADDRESS)
+        carrier.kill()
+        world.kubernetes.put("service-0", [ADDRESS], 8000)
+        while not world.carriers(ADDRESS):
+            world.pass_time(0.1)
+        assert stage.carrier is not carrier
+        try:
+            late.release()
+        except Violation as wrong:
+            return str(wrong)
+    return ""
+
+
+def confirmed_by_a_leader_of_the_past(mutation: Mutation) -> str:
+    """
+    What is wrong when the leader is cut off from the other members, so that it does not notice, and the carrier asks it
+    to keep its lease when there is another leader already; and then loses the store.
+    """
+    stage = Stage(ttl=20, mutation=mutation, members=3, backend="etcd3")
+    with stage:
+        world = stage.world
+        assert isinstance(world.store, Etcd3Store)
+        cluster = world.store.cluster
+        leader = cluster.leader
+        assert leader is not None
+        if stage.carrier.number % 2 == 0:
+            # It asks the last member first.
+            leader = cluster.members[-1]
+            cluster.elect(leader)
+        _, confirmed = world.store.claims()[ADDRESS]
+        while world.store.claims()[ADDRESS][1] == confirmed:
+            world.pass_time(STEP)
+        leader.cut_off(notices=60)
+        try:
+            world.pass_time(60.0)
+        except Violation as wrong:
+            return str(wrong)
+        assert cluster.term > 2
+    return ""
+
+
+def lost_while_the_carrier_is_away(mutation: Mutation) -> str:
+    """
+    What is wrong when the store loses its data while the carrier is frozen, and cannot be reached; and an agent starts
+    then that knows nothing of what was before, and would be the first who may have the address.
+    """
+    stage = Stage(mutation=mutation, backend="etcd3")
+    with stage:
+        world, first = stage.world, stage.carrier
+        first.kill()
+        world.pass_time(15.0)
+        carrier = stage.carrier
+        carrier.freeze()
+        stage.happen("unplugged", carrier)
+        try:
+            stage.over(stage.happen("data lost"))
+            world.pass_time(2.0)
+            first.start()
+            world.pass_time(15.0)
+        except Violation as wrong:
+            return str(wrong)
+        assert stage.carrier is not carrier
+    return ""
+
+
+def revoked_after_it_was_adopted(mutation: Mutation) -> str:
+    """What is wrong when an agent's last request arrives when its next life has gone on with its lease."""
+    stage = Stage(agents=1, mutation=mutation, backend="etcd3")
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        late = _before(world, lambda request: request.path == b"/v3/lease/revoke")
+        carrier.stop()
+        while not late.kept:
+            world.pass_time(STEP)
+        carrier.kill()
+        carrier.start()
+        world.pass_time(3.0)
+        assert stage.carrier is carrier
+        try:
+            late.release()
+        except Violation as wrong:
+            return str(wrong)
+    return ""
+
+
+def deleted_after_it_was_adopted(mutation: Mutation, backend: str = "leases") -> str:
+    """What is wrong when a claim is given back by a request that arrives when the agent's next life carries on."""
+    stage = Stage(mutation=mutation, backend=backend)
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        late = _before(world)
         world.kubernetes.delete("service-0")
         world.pass_time(0.5)
         assert late.kept and not world.carriers(ADDRESS)
@@ -139,9 +253,7 @@ def deleted_after_it_was_adopted(mutation: Mutation) -> str:
         world.pass_time(1.0)
         assert stage.carrier is carrier
         try:
-            for request in late.kept:
-                world.store.receive(request)
-            world.check()
+            late.release()
         except Violation as wrong:
             return str(wrong)
     return ""
@@ -149,11 +261,10 @@ def deleted_after_it_was_adopted(mutation: Mutation) -> str:
 
 def deleted_when_it_is_back(mutation: Mutation) -> str:
     """What is wrong when the others delete the session of a carrier that confirms it in the last moment."""
-    stage = Stage(mutation=mutation, leases=True)
+    stage = Stage(mutation=mutation, backend="leases")
     with stage:
         world, carrier = stage.world, stage.carrier
-        assert isinstance(world.store, LeaseStore)
-        late = world.network.servers[LEASE_SERVER] = _Late(world.store)
+        late = _before(world)
         cut = stage.happen("cut from the store", carrier)
         while not late.kept:
             world.pass_time(0.1)
@@ -161,8 +272,7 @@ def deleted_when_it_is_back(mutation: Mutation) -> str:
         while not world.carriers(ADDRESS):
             world.pass_time(0.1)
         try:
-            for request in late.kept:
-                world.store.receive(request)
+            late.release()
             world.pass_time(5.0)
         except Violation as wrong:
             return str(wrong)

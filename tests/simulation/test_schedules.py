@@ -59,6 +59,14 @@ class ScheduleTests(TestCase):
         """The second hundred of these."""
         await self._assert_right(1, "--leases")
 
+    async def test_first_on_etcd3(self) -> None:
+        """The first hundred, where claims are in etcd v3."""
+        await self._assert_right(0, "--etcd3")
+
+    async def test_second_on_etcd3(self) -> None:
+        """The second hundred of these."""
+        await self._assert_right(1, "--etcd3")
+
 
 class ReplayTests(TestCase):
     """A seed says all."""

@@ -168,7 +168,7 @@ class Client:
         url: Any,
         params: Mapping[str, str] | None = None,
         data: dict[str, str] | bytes | None = None,
-        headers: Any = None,
+        headers: Mapping[str, str] | None = None,
         allow_redirects: bool = True,
         unbuffered: bool = False,
         reactor: Any = None,
@@ -178,7 +178,7 @@ class Client:
         uri = "/" + rest
         if params:
             uri += ("&" if "?" in uri else "?") + urlencode(params)
-        return Connection(self.network, self.process, self.host, place).ask(method, uri, data, self.new)
+        return Connection(self.network, self.process, self.host, place).ask(method, uri, data, headers or {}, self.new)
 
 
 @define(eq=False)
@@ -214,11 +214,11 @@ class Connection:
 
     # The client's end.
 
-    def ask(self, method: str, uri: str, body: Any, new: bool) -> Deferred[ClientResponse]:
+    def ask(self, method: str, uri: str, body: Any, headers: Mapping[str, str], new: bool) -> Deferred[ClientResponse]:
         network = self.network
         network.sent.append(f"{method} {uri}")
         self._answer = Deferred(lambda _: self.close())
-        self._request = Request(self, method, uri, body)
+        self._request = Request(self, method, uri, body, headers)
         network.connections[self] = None
         network.all.append(self)
         quality = network.quality(self.host, self.place)
@@ -233,7 +233,7 @@ class Connection:
         else:
             self.later(network.delay(quality), self._arrive)
             if quality.twice and random.random() < quality.twice:
-                again = Request(self, method, uri, body, heard=False)
+                again = Request(self, method, uri, body, headers, heard=False)
                 self.later(random.choice((0.001, 0.1, 1.0, 5.0)) * random.uniform(0.5, 1.5), lambda: self._enter(again))
         return self._answer
 
@@ -435,9 +435,12 @@ class Request:
     @ivar heard: somebody waits for the answer.
     """
 
-    def __init__(self, connection: Connection, method: str, uri: str, body: Any, heard: bool = True) -> None:
+    def __init__(
+        self, connection: Connection, method: str, uri: str, body: Any, headers: Mapping[str, str], heard: bool = True
+    ) -> None:
         self.connection = connection
         self.heard = heard
+        self._asked = {name.lower(): value for name, value in headers.items()}
         self.is_received = False
         self.method, self.uri = method.encode("ascii"), uri.encode("ascii")
         self.path = self.uri.partition(b"?")[0]
@@ -457,7 +460,7 @@ class Request:
         return parse_qs(urlsplit(self.uri).query, keep_blank_values=True)
 
     def getHeader(self, name: str) -> str | None:
-        return None
+        return self._asked.get(name.lower())
 
     def notifyFinish(self) -> Deferred[None]:
         finished: Deferred[None] = Deferred()

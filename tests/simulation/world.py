@@ -22,6 +22,7 @@ from zope.interface import implementer
 from kiwi.agent import Agent
 from kiwi.backoff import BackoffPolicy
 from kiwi.claims.etcd2 import Etcd2ClaimStore
+from kiwi.claims.etcd3 import Etcd3ClaimStore
 from kiwi.claims.interface import IClaimStore
 from kiwi.claims.leases import LeaseClaimStore
 from kiwi.converger import LONGEST_WAIT_FOR_STORE, Converger
@@ -35,6 +36,7 @@ from kiwi.network.interface import IAddresses
 from kiwi.planning import FEW, Terms
 from kiwi.selection import Attachment
 
+from .etcd3_servers import Etcd3Store
 from .kernel import INTERFACE, Addresses, Announcer, Entry, Firewall, Kernel, Neighbours, Thread, latest
 from .lease_servers import LEASE_SERVER, NAMESPACE, LeaseStore
 from .servers import KUBERNETES, PREFIX, Kubernetes, Store
@@ -158,8 +160,8 @@ class SimulatedHost:
         )
         store: IClaimStore = (
             LeaseClaimStore(lease_server, NAMESPACE, self.agent_id, world.ttl, of_store, clock.seconds)
-            if world.leases
-            else Etcd2ClaimStore(
+            if world.backend == "leases"
+            else (Etcd3ClaimStore if world.backend == "etcd3" else Etcd2ClaimStore)(
                 pooled,  # type: ignore[arg-type]
                 unpooled,  # type: ignore[arg-type]
                 clock,
@@ -407,7 +409,7 @@ class World:
     @ivar drift: how far clocks differ from the store's, at most.
     @ivar members: how many members of the store the agents know.
     @ivar few: how many addresses count as few (see L{kiwi.planning.Terms}).
-    @ivar leases: claims are Leases, and not keys in etcd.
+    @ivar backend: where claims are: C{etcd2}, C{etcd3} or C{leases}.
     @ivar machines: the MAC addresses of machines that are no agents, by the address that each has.
     @ivar asking: what hosts ask for on the link now, and who else has asked for which of that meanwhile.
     @ivar ears: those who are told of what is announced on the link.
@@ -421,10 +423,10 @@ class World:
     mutation: Mutation = AS_IT_IS
     members: int = 1
     few: int = FEW
-    leases: bool = False
+    backend: str = "etcd2"
     timeline: Timeline = field(factory=Timeline, init=False)
     network: Network = field(init=False)
-    store: Store | LeaseStore = field(init=False)
+    store: Store | Etcd3Store | LeaseStore = field(init=False)
     kubernetes: Kubernetes = field(init=False)
     hosts: list[SimulatedHost] = field(factory=list, init=False)
     judge: Judge = field(init=False)
@@ -441,8 +443,10 @@ class World:
         self.judge = Judge(self)
         self.network = Network(self.timeline, Random(f"{self.seed}/network"))
         random = Random(f"{self.seed}/servers")
-        if self.leases:
+        if self.backend == "leases":
             self.store = LeaseStore(self.timeline, self.network, random, self.judge.handled)
+        elif self.backend == "etcd3":
+            self.store = Etcd3Store(self.timeline, self.network, random, self.judge.handled, self.judge.look)
         else:
             self.store = Store(self.timeline, self.network, random, self.judge.handled, self.judge.look)
         self.kubernetes = Kubernetes(self.timeline, self.network, random)

@@ -16,12 +16,11 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from twisted.web.client import HTTPConnectionPool
 
 from kiwi.connections import http_clients
+from kiwi.files import Data, File, Rotating, Unusable
 from kiwi.http import HTTPError, Response, request, stream
-from kiwi.kubernetes.files import Data, File, Rotating, Unusable
-from kiwi.kubernetes.tls import TLS, Certificates, ClientCertificate, certificates, client_certificate
+from kiwi.tls import TLS, Certificates, ClientCertificate, certificates, client_certificate
+from tests.fakes.authorities import DAY, Issued, SecureServer, authority
 from tests.test_http import Server
-
-from .authorities import DAY, Issued, SecureServer, authority
 
 
 def trusting(*issued: Issued) -> Callable[[], Certificates]:

@@ -51,6 +51,7 @@ class Issued:
         """
         A certificate that this one signs.
 
+        @param name: its common name; empty for none.
         @param alternatives: host names and IP addresses that it is for.
         @param begins: from now, and so is C{ends}.
         @param key: that of the new certificate; by default one is made.
@@ -73,7 +74,7 @@ def _issue(
     key: Any = None,
 ) -> Issued:
     key = key or ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
     now = datetime.now(timezone.utc)
     builder = (
         x509.CertificateBuilder()

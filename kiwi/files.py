@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from attrs import define, field, frozen
 from twisted.logger import Logger
 
-from kiwi.logs import logger, printable
+from .logs import logger, printable
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Rotating(Generic[T]):
     sources: Sequence[Source]
     parse: Callable[[Sequence[bytes]], T]
     seconds: Callable[[], float]
-    log: Logger = field(factory=lambda: logger("kiwi.kubernetes"))
+    log: Logger = field(factory=lambda: logger("kiwi"))
     _stamps: Sequence[object] | None = field(default=None, init=False)
     _reread_at: float = field(default=0.0, init=False)
     _contents: Sequence[bytes] | None = field(default=None, init=False, repr=False)

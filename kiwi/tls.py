@@ -1,5 +1,5 @@
 """
-TLS to an API server: whom to trust, what to show, and why a server was not trusted.
+TLS to a server: whom to trust, what to show, and why a server was not trusted.
 
 Certificates are taken as they are when a connection is made, so that they may be put in place anew at any time.
 """
@@ -26,8 +26,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from kiwi.http import describe
-from kiwi.logs import printable
+from .http import describe
+from .logs import printable
 
 Certificates = tuple[x509.Certificate, ...]
 
@@ -135,7 +135,7 @@ def _context(authorities: Certificates | None, client: ClientCertificate | None)
     else:
         store = context.get_cert_store()
         assert store is not None
-        # Whatever stands in a bundle is trusted, as it is by every other client of Kubernetes, and not only where it
+        # Whatever stands in a bundle is trusted, as it is by the other clients of such servers, and not only where it
         # is signed by itself.
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         for certificate in authorities:
