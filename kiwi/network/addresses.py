@@ -102,7 +102,9 @@ from .netlink import ATTRIBUTE, CAP_ACK, HEADER, attribute, attributes, refusal,
 # kernel goes through all groups of the interface (C{ipv6_mc_up} in C{net/ipv6/mcast.c}, which C{ipv6_find_idev} calls),
 # 0.28 microseconds for each. So to write a thousand takes 0.3 s, and five thousand 8 s, for a kernel that needs 10
 # microseconds for one. Addresses that are written within 20 ms go together; of more than two hundred, the last ones
-# miss the pass that takes the first ones away, and go with the next one, a second later. That second is provided for.
+# miss the pass that takes the first ones away, and go with the next one, a second later. That second is provided for,
+# where it can be: the shortest of claims leave none. So what is due in less than that, and has been given its lifetime
+# for just that time when there was more, keeps it.
 
 LABEL_SUFFIX = ":kube"
 LABEL_SIZE = 15
@@ -150,8 +152,11 @@ _SEQUENCE = [_WORD.pack(number) for number in range(_BATCH)]
 _END = HEADER.pack(HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, _BATCH, 0)
 """A message that asks for nothing, and is acknowledged when all before it in the datagram was done."""
 
-_GROUPS_WRITTEN_TOGETHER, _NEXT_PASS = 200, 1.0
+_GROUPS_WRITTEN_TOGETHER, _NEXT_PASS, _LONG_ENOUGH = 200, 1.0, 3.0
 """See Note [Groups of solicited nodes]. Addresses, and seconds."""
+
+_ROUNDING = 1.5
+"""Seconds by which what the kernel tells of a lifetime may be off."""
 
 _ROUNDS = 5
 """How often an assignment is begun anew because the host changed meanwhile."""
@@ -219,7 +224,8 @@ def punctual_lifetime(left: float, together: int) -> float:
 
     @param together: how many IPv6 addresses there are.
     """
-    left -= _NEXT_PASS if together > _GROUPS_WRITTEN_TOGETHER else 0
+    if together > _GROUPS_WRITTEN_TOGETHER and left >= _LONG_ENOUGH:
+        left -= _NEXT_PASS
     return min(left, (left + 0.25) * 8 / 9)
 
 
@@ -553,10 +559,14 @@ class _Written:
     """
     What this process knows of an address that it has put on an interface.
 
+    @ivar asked: until when it was asked to stay.
+    @ivar expires: when it was told to go, on the agent's monotonic clock.
     @ivar spare: so many seconds before it must be gone, its lifetime ends. See Note [Never a source].
     """
 
     interface: str
+    asked: float
+    expires: float
     spare: float
 
 
@@ -786,6 +796,7 @@ class _Assigning:
                 kernel, link, present.spoiled[name].intersection(addresses)
             ).items():
                 self.fail([local], reason)
+            self._keep(present.ours[name], addresses)
             there = present.ours[name].keys() | present.unclear[name]
             for family, batch in _batches(local for local in addresses if local in self.wanted):
                 self._write(kernel, link, family, batch, there)
@@ -809,6 +820,19 @@ class _Assigning:
         for name in present.links:
             there = present.tagged(name) & self.wanted.keys()
             self.fail([a for a in there if self.wanted[a].interface != name], f"it is on {name} still")
+
+    def _keep(self, there: Mapping[bytes, int | None], addresses: Iterable[bytes]) -> None:
+        """Leave what is there as it is, where no better lifetime could be had. See Note [Groups of solicited nodes]."""
+        now = self._clock() if self._together > _GROUPS_WRITTEN_TOGETHER else inf
+        for local in addresses:
+            written, left = self._addresses._written.get(local), there.get(local)
+            if written is None or left is None or len(local) == 4 or local not in self.wanted:
+                continue
+            expires = self.wanted[local].expires
+            as_written = abs(now + left + written.spare - written.expires) < _ROUNDING
+            if as_written and expires - now < _LONG_ENOUGH and written.asked >= expires - _ROUNDING / 10:
+                self.expires[local] = written.expires
+                del self.wanted[local]
 
     def _write(
         self, kernel: _Kernel, link: Link, family: int, batch: Sequence[bytes], there: AbstractSet[bytes]
@@ -840,7 +864,7 @@ class _Assigning:
                 spare = 0.0 if expires == inf else expires - now - self._lifetime(family, expires - now)
                 self._overdue.pop(local, None)
                 self.expires[local] = now + seconds + spare
-                self._addresses._written[local] = _Written(link.name, spare)
+                self._addresses._written[local] = _Written(link.name, expires, self.expires[local], spare)
                 del self.wanted[local]
 
     def _lifetime(self, family: int, left: float) -> float:
