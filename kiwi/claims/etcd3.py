@@ -181,7 +181,7 @@ class Etcd3ClaimStore:
                 if now is None or now.lease != own.lease:
                     return Unavailable("the lease of this agent, on which the claim rests, has gone meanwhile")
                 self._written[address] = ClaimKey(self.agent_id, own.lease, done.header.revision)
-                return Granted(now.sent, str(own.lease))
+                return Granted(now.sent, self.session.token(own.lease))
             there, record = _found(done, key), _found(done, self.session.key)
             if self.session.has_gone_back(own, record):
                 raise self.requests.has_forgotten()

@@ -92,6 +92,7 @@ class OwnSession:
     own: Own | None = field(default=None, init=False)
     former: set[int] = field(factory=set, init=False)
     _beats: Beats = field(init=False)
+    _doubts: int = field(default=0, init=False)
 
     log = logger("kiwi.claims")
 
@@ -122,8 +123,13 @@ class OwnSession:
 
     def doubt(self) -> None:
         """The store has lost its data, and may have the record in an earlier state."""
+        self._doubts += 1
         if self.own is not None:
             self.own = evolve(self.own, modified=0)
+
+    def token(self, lease: int) -> str:
+        """What claims rest on: a lease, in a store that has forgotten nothing since they were made."""
+        return f"{lease:x}/{self._doubts}"
 
     def conditions(self, own: Own) -> list[Document]:
         """What is true while claims may rest on a session, in a store that remembers its last confirmation."""
@@ -168,7 +174,7 @@ class OwnSession:
             # See Note [A leader of the past].
             return None
         self.own = evolve(self.own, sent=sent)
-        return Granted(sent, str(own.lease))
+        return Granted(sent, self.token(own.lease))
 
     def _other(self, beat: Beat, own: Own, there: KeyValue | None) -> Answer | None:
         """What it means that the record is not as it was left: C{None} to go on with it, or without it."""
@@ -211,7 +217,7 @@ class OwnSession:
         if there is not None:
             self.former.add(there.lease)
         self.own = Own(granted.id, said.created, said.modified, record, sent)
-        return Granted(sent, str(granted.id))
+        return Granted(sent, self.token(granted.id))
 
     async def _put(self, record: AgentRecord, lease: int, over: Own, deadline: float) -> _Put | _Other:
         """Write the record, over one of its states or as a new one."""

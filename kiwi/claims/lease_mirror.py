@@ -21,6 +21,7 @@ from .lease_objects import (
     LossLease,
     Strange,
     address_of,
+    claim_lease_name,
     has_gone_back,
     number,
 )
@@ -82,7 +83,7 @@ class LeaseMirror:
         for lease in leases:
             there.add(lease.name)
             self.put(lease, now)
-        for name in [*map(str, self.claims), *self.names, HISTORY]:
+        for name in [*map(claim_lease_name, self.claims), *self.names, HISTORY]:
             if name not in there:
                 self.remove(name)
         self.latest = number(version) or self.latest

@@ -78,6 +78,7 @@ class OwnSession:
     former: set[str] = field(factory=set, init=False)
     _beats: Beats = field(init=False)
     _stamped: float = field(default=0.0, init=False)
+    _doubts: int = field(default=0, init=False)
 
     log = logger("kiwi.claims")
 
@@ -108,8 +109,13 @@ class OwnSession:
 
     def doubt(self) -> None:
         """It is known that the store has lost its data."""
+        self._doubts += 1
         if self.own is not None:
             self.own = evolve(self.own, is_doubted=True)
+
+    def token(self, uid: str) -> str:
+        """What claims rest on: a session, in a store that has forgotten nothing since they were made."""
+        return f"{uid}/{self._doubts}"
 
     def stamp(self) -> str:
         """The time of day, which is never the same twice."""
@@ -185,7 +191,7 @@ class OwnSession:
         if (number(said.identity.version) or known + 1) <= known:
             return self.forgotten()
         self.own = Own(said, sent)
-        return Granted(sent, said.identity.uid)
+        return Granted(sent, self.token(said.identity.uid))
 
     # The end.
 

@@ -167,7 +167,7 @@ class LeaseClaimStore:
         if own is None or own.uid != session:
             return Unavailable("this agent's own Lease, on which the claim rests, has gone meanwhile")
         self._written[address] = said
-        return Granted(own.sent, session)
+        return Granted(own.sent, self.session.token(session))
 
     def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return Deferred.fromCoroutine(self._renew(addresses))

@@ -22,7 +22,7 @@ from kiwi.claims.lease_objects import (
 )
 from kiwi.model import Address, AgentRecord, Claims, ip
 
-ONE, TWO = ip("192.168.1.41"), ip("192.168.1.42")
+ONE, TWO = ip("192.168.1.41"), ip("fd00::42")
 TTL = 10.0
 ENDS = TTL * 1.01
 A = AgentRecord("a", "host-a", "place-a", "first")
@@ -56,6 +56,13 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(self.claims(seen, 1000.0), {ONE: "a"})
         self.assertFalse(seen.is_over("session-a", 1000.0))
         self.assertFalse(seen.is_over("session-a", 1000.0, {"session-a"}))
+
+    def test_not_there_any_more(self) -> None:
+        """A list takes away the claims that are not in it, of either family."""
+        seen = mirror(agent(), claim(ONE), claim(TWO))
+        for left in ({ONE: "a"}, {}):
+            seen.restore([agent(), *(claim(address) for address in left)], "10", 1.0)
+            self.assertEqual(self.claims(seen, 1.0), left)
 
     def test_has_ended(self) -> None:
         """A Lease that is not seen to change for a TTL and 1% of it has ended, and should be deleted."""
