@@ -189,6 +189,7 @@ class Converger(TwistedService):
     _announced: dict[Address, Announced] = field(factory=dict, init=False)
     _all_announced_at: float = field(default=-inf, init=False)
     _beats: int = field(default=0, init=False)
+    _beat_at: float = field(default=-inf, init=False)
     _wary_until: float = field(default=-inf, init=False)
     _own: AbstractSet[Address] = field(default=frozenset(), init=False)
     _dropped: dict[Address, float] = field(factory=dict, init=False)
@@ -407,6 +408,7 @@ class Converger(TwistedService):
         self._registration_due = True
         self._marks_stale = True
         self._beats += 1
+        self._beat_at = self.clock.seconds()
         if self._beats % BEATS_TO_A_LOOK == 0:
             self._host_stale = True
         self._wake()
@@ -782,7 +784,8 @@ class Converger(TwistedService):
             return
         self._store_answered(RECORD)
         if isinstance(result, Granted):
-            self._registration_due = step.record != self._own_record()
+            # A heartbeat that came while it was under way is still to be sent.
+            self._registration_due = step.record != self._own_record() or result.sent < self._beat_at
             self._registered = True
             if self._admitted is not None and self.terms.record_ends(self._recorded_at) <= result.sent:
                 self._recall_agents()

@@ -20,6 +20,7 @@ _SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \(([^)]*)\))?$", re.MULTILINE)
 _RAN = re.compile(r"^Ran \d+ tests? in ", re.MULTILINE)
 _COUNT = re.compile(r"(\w+)=(\d+)")
 _GOOD = frozenset({"successes", "expectedFailures"})
+_UNABLE = re.compile(r"^\[SKIPPED\]\n(this kernel cannot: [^\n]*)\n\n((?:tests\.[^\n]+\n)+)", re.MULTILINE)
 
 WAITING = ("tests.claims", "tests.fakes", "tests.functional")
 """The half that mostly waits."""
@@ -84,9 +85,18 @@ def run_halves() -> tuple[int, str, int, str]:
 
 
 def judge(status: int, output: str) -> tuple[int, int]:
-    """How many tests have passed, and how many have not. Something has not where trial says so and no test does."""
+    """
+    How many tests have passed, and how many have not. Something has not where trial says so and no test does. What this
+    kernel cannot do counts as neither, and is told at the end.
+    """
     good, bad = counts(output)
-    return good, bad + (good == 0 or (status != 0 and bad == 0))
+    bad += good == 0 or (status != 0 and bad == 0)
+    return good, bad - sum(len(names) for names in unable(output).values())
+
+
+def unable(output: str) -> dict[str, list[str]]:
+    """The tests that this kernel cannot run, by what it cannot do."""
+    return {reason: names.split() for reason, names in _UNABLE.findall(output)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -106,6 +116,9 @@ def main(arguments: Sequence[str]) -> int:
         passed, failed = passed + good, failed + bad
     if not os.environ.get("KIWI_ETCD_36"):
         print("Not run: what is for etcd 3.6, which is not there (scripts/etcd says why).")
+    for _status, output in results:
+        for reason, names in unable(output).items():
+            print(f"Not run: {', '.join(names)}: {reason}.")
     print(f"Tests took {time.monotonic() - start:.0f} s.")
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0

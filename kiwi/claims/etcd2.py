@@ -8,7 +8,7 @@ C{agents/<id>}, whose value is what that agent tells of itself, as JSON.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from .asking import BEAT_TIME, CLAIM_TIME, CLAIMS_IN_FLIGHT, Turn, Turns, answer
 from .etcd_user import EtcdUser
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from .records import parsed, read_record, write_record
+from .rotation import Rotation
 from .telling import Oddities, Oddity, Teller
 
 # Note [Several endpoints]
@@ -437,7 +438,7 @@ class Etcd2ClaimStore:
     user: EtcdUser | None = None
     mirror: Mirror | None = field(default=None, init=False)
     _watches: list[_Watch] = field(factory=list, init=False)
-    _first: int = field(default=0, init=False)
+    rotation: Rotation = field(init=False)
     _indexes: dict[Address, int] = field(factory=dict, init=False)
     _claiming: Turns = field(init=False)
     _renewing: Turns = field(init=False)
@@ -453,6 +454,7 @@ class Etcd2ClaimStore:
         self._claiming = Turns(self.clock, CLAIMS_IN_FLIGHT)
         self._renewing = Turns(self.clock, RENEWALS_IN_FLIGHT, self._claiming)
         self._bases = [(printable(url), f"{url.rstrip('/')}/v2/keys{quote(self.prefix)}") for url in self.endpoints]
+        self.rotation = Rotation(len(self._bases))
         # All arguments go into the URL: a request without a body leaves at once, in one piece.
         self._own = f"prevValue={quote(self.agent_id, safe='')}"
         self._create = f"?prevExist=false&ttl={self.ttl}&value={quote(self.agent_id, safe='')}"
@@ -517,9 +519,11 @@ class Etcd2ClaimStore:
             # This was asked for after that change. See Note [A store that forgets].
             for watch in self._watches:
                 watch.forgotten()
-            return Unavailable(f"{self._bases[self._first][0]}: it has lost its data")
+            return Unavailable(f"{self._bases[self.rotation.first][0]}: it has lost its data")
         if node.key != f"{self.prefix}/publicips/{address}" or node.value != self.agent_id:
-            return Unavailable(f"{self._bases[self._first][0]}: an answer for another claim, {printable(node.key)}")
+            return Unavailable(
+                f"{self._bases[self.rotation.first][0]}: an answer for another claim, {printable(node.key)}"
+            )
         self._indexes[address] = node.index
         return Granted(sent)
 
@@ -616,7 +620,7 @@ class Etcd2ClaimStore:
         first_sent: float | None = None
         reasons: list[str] = []
         headers = self.headers()
-        for place, others in self._in_order():
+        for place, others in self.rotation.in_order():
             name, base = self._bases[place]
             now = self.clock.seconds()
             left = deadline - now
@@ -636,7 +640,7 @@ class Etcd2ClaimStore:
                 said = said.text
             if not isinstance(said, str):
                 return first_sent, said
-            self._failed(place)
+            self.rotation.failed(place)
             reasons.append(f"{name}: {said}")
         raise HTTPError("; ".join(reasons) or "no time was left to ask the store")
 
@@ -663,16 +667,6 @@ class Etcd2ClaimStore:
             )
 
         return asked_again(self.clock, self.ttl, send)
-
-    def _in_order(self) -> Iterator[tuple[int, bool]]:
-        """The endpoints (as their places), the best one first, and whether there are others after it."""
-        first, count = self._first, len(self._bases)
-        return (((first + step) % count, step + 1 < count) for step in range(count))
-
-    def _failed(self, place: int) -> None:
-        """Begin with the next endpoint, from now on, if this one is where requests begin."""
-        if self._first == place:
-            self._first = (place + 1) % len(self._bases)
 
 
 # Watching.
@@ -722,7 +716,7 @@ class _Watch(Service):
     async def _follow(self) -> None:
         backoff = Backoff(self.store.backoff)
         while True:
-            place = self.store._first
+            place = self.store.rotation.first
             connection = _Connection(self, *self.store._bases[place])
             try:
                 await connection.follow()
@@ -740,7 +734,7 @@ class _Watch(Service):
             await deferLater(self.store.clock, 0 if connection.lived else backoff.failed())
 
     def _failed(self, place: int, why: str, forbidden: bool = False) -> None:
-        self.store._failed(place)
+        self.store.rotation.failed(place)
         # That somebody must do something is said in any case, also where the store was away before.
         if not self._lost or (forbidden and not self._forbidden):
             self._lost, self._forbidden = True, self._forbidden or forbidden
@@ -776,7 +770,7 @@ class _Watch(Service):
         """An answer shows that the store has lost its data, which the stream has not told yet."""
         if self._mirror is not None:
             self._mirror.latest = 0
-            self._note_loss(self.store._bases[self.store._first][0])
+            self._note_loss(self.store._bases[self.store.rotation.first][0])
             self.heard()
 
     def _note_loss(self, endpoint: str) -> None:

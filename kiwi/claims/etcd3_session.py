@@ -13,7 +13,7 @@ from kiwi.http import HTTPError
 from kiwi.logs import logger
 from kiwi.model import AgentRecord
 
-from .asking import BEAT_TIME, CLAIM_TIME
+from .asking import CLAIM_TIME, DOUBLE_BEAT_TIME
 from .beats import Answer, Beat, Beats
 from .etcd3_mirror import Keys, write_session
 from .etcd3_reading import Header, KeyValue
@@ -143,7 +143,7 @@ class OwnSession:
     # Confirming.
 
     async def _write(self, beat: Beat) -> Answer:
-        deadline = self.clock.seconds() + self.ttl * BEAT_TIME
+        deadline = self.clock.seconds() + self.ttl * DOUBLE_BEAT_TIME
         for _ in range(MOST_TRIES):
             answer = await (self._go_on(beat, self.own, deadline) if self.own else self._begin(beat, deadline))
             if answer is not None:

@@ -77,6 +77,10 @@ class NetlinkMonitorTests(SynchronousTestCase):
         That an address of ours comes or is extended is no news, nor are the routes of single addresses; that it goes
         is, and that it has no end any more.
         """
+        # The kernel's own, of which there is news until it is known to be the only one.
+        with IPRoute() as route:
+            route.flush_addr(index=self.host.index(), family=AF_INET6)
+        self.told()
         addresses = NetlinkAddresses(["em1"], lambda: 0.0)
         for address, label in (("192.168.1.41", {"label": "em1:kube"}), ("fd00::41", {})):
             for _ in range(2):

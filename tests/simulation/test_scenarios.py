@@ -12,7 +12,7 @@ from kiwi.network.addresses import preferred_lifetime
 
 from .etcd3_servers import Etcd3Store
 from .lease_servers import LeaseStore
-from .schedules import KINDS, Happening
+from .schedules import KINDS, KINDS_OF, Happening
 from .servers import KUBERNETES
 from .transport import Request
 from .world import ADDRESSES, AS_IT_IS, Mutation, SimulatedHost, Violation, World
@@ -413,14 +413,16 @@ class ScenarioTests(SynchronousTestCase):
 
     def test_store_in_trouble(self) -> None:
         """A store that is slow, loses a third of its answers, or pauses for half a TTL is noticed by nobody."""
-        for kind, seconds in (("slow store", 60.0), ("lossy store", 60.0), ("store paused", 5.0)):
-            with Stage() as stage:
-                first = stage.carrier
-                trouble = stage.happen(kind)
-                missed = stage.outage(seconds)
-                stage.over(trouble)
-                missed += stage.outage(10.0)
-                self.assertEqual((kind, missed, stage.carrier), (kind, 0, first))
+        troubles = (("slow store", 60.0), ("lossy store", 60.0), ("store paused", 5.0))
+        for backend in KINDS_OF:
+            for kind, seconds in troubles:
+                with Stage(backend=backend) as stage:
+                    first = stage.carrier
+                    trouble = stage.happen(kind)
+                    missed = stage.outage(seconds)
+                    stage.over(trouble)
+                    missed += stage.outage(10.0)
+                    self.assertEqual((backend, kind, missed, stage.carrier), (backend, kind, 0, first))
 
     def test_member_down(self) -> None:
         """The loss of one of two members of the store is noticed by nobody."""
