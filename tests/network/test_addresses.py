@@ -228,7 +228,7 @@ class NetlinkIPv6AddressesTests(make_addresses_tests(make_kernel_fixture, IPV6))
             ends = self.host.now() + 4.2
             assigned = self.addresses.assign({Assignment(address, ends, "em1") for address in addresses})
             self.assertEqual((assigned.expires.keys(), assigned.failed), (set(addresses), {}))
-            self.host.wait(lambda ends=ends: self.host.now() > ends + KERNEL_LATENESS)
+            self.host.wait(lambda ends=ends: self.host.now() > ends + KERNEL_LATENESS + 0.2)
             self.assertEqual(self.read().assigned, {})
 
 

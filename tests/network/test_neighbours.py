@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
@@ -429,9 +430,13 @@ class LinkNeighboursTests(make_neighbours_tests(make_link_fixture, IPV4)):  # ty
         self.assertEqual(self.neighbours.probe(at("em1", FIRST), ENOUGH), Probed())
 
     def test_thousand(self) -> None:
-        """A thousand addresses are asked for three times each; and are all found if somebody has them."""
+        """
+        A thousand addresses are asked for, several times each; and are all found if somebody has them. A busy kernel
+        may drop some of so many questions.
+        """
         self.assertEqual(self.neighbours.probe(at("em1", *THOUSAND), 2), Probed())
-        self.assertEqual(len(self.host.wire.frames()), 3000)
+        asked = Counter(self.host.wire.frames())
+        self.assertEqual((len(asked), max(asked.values())), (1000, 3))
         mac = self.host.give(*THOUSAND)
         self.assertEqual(self.neighbours.probe(at("em1", *THOUSAND), PATIENCE), Probed(dict.fromkeys(THOUSAND, mac)))
 
