@@ -12,7 +12,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from kiwi.http import Response
 from kiwi.logs import printable
@@ -138,7 +138,7 @@ class Done:
     header: Header
     succeeded: bool
     found: Sequence[Sequence[KeyValue]] = ()
-    parts: Sequence[Part] = field(factory=list)
+    parts: Sequence[Part] = ()
 
 
 @frozen
