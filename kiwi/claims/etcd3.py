@@ -9,7 +9,7 @@ the two know nothing of each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from attrs import define, field
@@ -24,12 +24,13 @@ from kiwi.http import HTTPError
 from kiwi.logs import logger
 from kiwi.model import Address, AgentRecord
 
-from .asking import CLAIM_TIME, CLAIMS_IN_FLIGHT, Turns, answer_of
+from .asking import CLAIM_TIME, Turns, answer_of
+from .batches import Batches
 from .etcd3_login import Login
 from .etcd3_mirror import ClaimKey, Etcd3Mirror, Keys, claim_key
-from .etcd3_reading import Done, KeyValue
-from .etcd3_requests import Etcd3Requests, NoLease, delete, if_created_at, if_modified_at, put, read
-from .etcd3_session import MOST_TRIES, OwnSession
+from .etcd3_reading import Done, Part
+from .etcd3_requests import Etcd3Requests, NoLease, delete, if_created_at, if_modified_at, put, read, within
+from .etcd3_session import MOST_TRIES, Own, OwnSession
 from .etcd3_watch import Etcd3Watch
 from .etcd_user import EtcdUser
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
@@ -44,6 +45,14 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 #
 # A claim is made in a transaction that compares the agent's record as well: its lease, and that it is no older than
 # the last confirmation. So a claim never rests on what this agent does not know to be its own.
+#
+# Note [Many claims at once]
+# What is asked at the same time is one transaction, and so one request, one entry in etcd's log, and one revision. The
+# agent's record is compared for all of it, and in it there is one transaction for each claim, which compares that claim
+# and makes or deletes it, or reads what is there. So one that another agent has does not hinder the others.
+#
+# etcd counts the operations of a transaction together with those of the longest one in it, and takes no more than
+# --max-txn-ops, which is 128. It also takes no key twice.
 #
 # Note [A leader of the past]
 # The leader alone keeps leases, and asks nobody when it renews one. A leader that was cut off goes on doing so until it
@@ -91,6 +100,15 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # of before; by a record that is older than its last confirmation; and by another name of what the store knows, which
 # the first agent gives it. A loss is told, as in L{kiwi.claims.etcd2}.
 
+Claim = Granted | Unavailable | ClaimKey | None
+"""What comes of a wish for a claim: it is made, or there is another one, or one that does not say whose it is."""
+
+MOST_TOGETHER = 64
+"""Claims in a transaction. See Note [Many claims at once]."""
+
+IN_FLIGHT = 4
+"""Requests about claims, while etcd is quick."""
+
 
 @implementer(IClaimStore)
 @define(eq=False)
@@ -124,6 +142,8 @@ class Etcd3ClaimStore:
     watches: list[Etcd3Watch] = field(factory=list, init=False)
     _written: dict[Address, ClaimKey] = field(factory=dict, init=False)
     _turns: Turns = field(init=False)
+    _claims: Batches[ClaimKey | None, Claim] = field(init=False)
+    _releases: Batches[ClaimKey, Released | ClaimKey | None] = field(init=False)
 
     log = logger("kiwi.claims")
 
@@ -140,56 +160,73 @@ class Etcd3ClaimStore:
             self.forgotten,
         )
         self.session = OwnSession(self.requests, self.clock, self.keys, self.agent_id, self.ttl)
-        self._turns = Turns(self.clock, CLAIMS_IN_FLIGHT)
+        self._turns = Turns(self.clock, IN_FLIGHT)
+        self._claims = Batches(self.clock, self._turns, MOST_TOGETHER, self._claim)
+        self._releases = Batches(self.clock, self._turns, MOST_TOGETHER, self._give_back)
 
     def acquire(self, address: Address) -> Deferred[Granted | Taken | Unavailable]:
         return answer_of(self._acquire(address), self.log)
 
     async def _acquire(self, address: Address) -> Granted | Taken | Unavailable:
-        deadline = self._deadline()
-        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
-        try:
-            claim = await self._claim(address, None, deadline)
-        finally:
-            turn.done()
+        claim = await self._claims.ask(address, None, self._deadline())
         return claim if isinstance(claim, Granted | Unavailable) else Taken(claim.holder if claim else "")
 
-    async def _claim(
-        self, address: Address, over: ClaimKey | None, deadline: float
-    ) -> Granted | Unavailable | ClaimKey | None:
+    async def _claim(self, wanted: Mapping[Address, ClaimKey | None], deadline: float) -> Mapping[Address, Claim]:
         """
-        Make a claim that rests on the session, in place of one of this agent's or of none. Otherwise, the claim that is
-        there, or C{None} where there is none that says whose it is.
+        Make claims that rest on the session, each in place of one of this agent's or of none. Otherwise, the claim that
+        is there, or C{None} where there is none that says whose it is.
         """
-        key = self.keys.claim(address)
+        answers: dict[Address, Claim] = {}
+        left = dict(wanted)
         for _ in range(MOST_TRIES):
             own = self.session.own
             if own is None:
-                return Unavailable("this agent has no record in the store, on which a claim could rest")
-            conditions = [
-                if_created_at(key, 0) if over is None else if_modified_at(key, over.modified),
-                *self.session.conditions(own),
+                return answers | _unavailable(
+                    left, "this agent has no record in the store, on which a claim could rest"
+                )
+            keys = {address: self.keys.claim(address) for address in left}
+            claims = [
+                within(
+                    [if_created_at(key, 0) if over is None else if_modified_at(key, over.modified)],
+                    [put(key, self.agent_id, own.lease)],
+                    [read(key)],
+                )
+                for key, over in zip(keys.values(), left.values(), strict=True)
             ]
-            success, failure = [put(key, self.agent_id, own.lease)], [read(key), read(self.session.key)]
+            otherwise = [read(self.session.key), *map(read, keys.values())]
             try:
-                done = await self.requests.transaction(conditions, success, failure, deadline)
+                done = await self.requests.transaction(self.session.conditions(own), claims, otherwise, deadline)
             except NoLease:
                 self.session.end(own.lease)
-                return Unavailable("the lease of this agent, on which the claim would rest, is gone")
+                return answers | _unavailable(left, "the lease of this agent, on which the claim would rest, is gone")
             if done.succeeded:
-                now = self.session.own
-                if now is None or now.lease != own.lease:
-                    return Unavailable("the lease of this agent, on which the claim rests, has gone meanwhile")
-                self._written[address] = ClaimKey(self.agent_id, own.lease, done.header.revision)
-                return Granted(now.sent, self.session.token(own.lease))
-            there, record = _found(done, key), _found(done, self.session.key)
-            if self.session.has_gone_back(own, record):
+                return answers | self._made(_parts(done, left), own, done.header.revision)
+            found = {kv.key: kv for kvs in done.found for kv in kvs}
+            if self.session.has_gone_back(own, found.get(self.session.key)):
                 raise self.requests.has_forgotten()
-            if there is not None or over is not None:
-                return None if there is None else claim_key(there)
+            for address, key in keys.items():
+                if key in found or left[address] is not None:
+                    answers[address] = claim_key(found[key]) if key in found else None
+                    del left[address]
             if self.session.own == own:
-                return Unavailable("the record of this agent, on which the claim would rest, has gone meanwhile")
-        raise HTTPError("the record of this agent changes all the time")
+                return answers | _unavailable(
+                    left, "the record of this agent, on which the claim would rest, has gone meanwhile"
+                )
+            if not left:
+                return answers
+        return answers | _unavailable(left, "the record of this agent changes all the time")
+
+    def _made(self, parts: Mapping[Address, Part], own: Own, revision: int) -> dict[Address, Claim]:
+        """What came of each claim in a transaction that this revision tells of, and that rested on a session."""
+        now = self.session.own
+        granted: Granted | Unavailable
+        if now is None or now.lease != own.lease:
+            granted = Unavailable("the lease of this agent, on which the claim rests, has gone meanwhile")
+        else:
+            granted = Granted(now.sent, self.session.token(own.lease))
+            made = ClaimKey(self.agent_id, own.lease, revision)
+            self._written.update((address, made) for address, part in parts.items() if part.succeeded)
+        return {address: granted if part.succeeded else _there(part) for address, part in parts.items()}
 
     def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return Deferred.fromCoroutine(self._renew(addresses))
@@ -236,45 +273,47 @@ class Etcd3ClaimStore:
     async def _adopted(self, address: Address) -> Granted | Lost | Unavailable:
         """Whether a claim is this agent's. If it is, it is written again. See Note [The late delete]."""
         deadline = self._deadline()
-        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
-        try:
-            claim = await self._known(address, deadline)
-            for _ in range(MOST_TRIES):
-                own = self.session.own
-                if own is None or claim is None or claim.holder != self.agent_id:
-                    return Lost()
-                if claim.lease != own.lease and claim.lease not in self.session.former:
-                    return Lost()
-                answer = await self._claim(address, claim, deadline)
-                if isinstance(answer, Granted | Unavailable):
-                    return answer
-                claim = answer
-            return Lost()
-        finally:
-            turn.done()
+        claim = await self._known(address, deadline)
+        for _ in range(MOST_TRIES):
+            own = self.session.own
+            if own is None or claim is None or claim.holder != self.agent_id:
+                return Lost()
+            if claim.lease != own.lease and claim.lease not in self.session.former:
+                return Lost()
+            answer = await self._claims.ask(address, claim, deadline)
+            if isinstance(answer, Granted | Unavailable):
+                return answer
+            claim = answer
+        return Lost()
 
     def release(self, address: Address) -> Deferred[Released | Unavailable]:
         return answer_of(self._release(address), self.log)
 
     async def _release(self, address: Address) -> Released:
-        deadline, key = self._deadline(), self.keys.claim(address)
-        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
-        try:
-            claim = await self._known(address, deadline)
-            self._written.pop(address, None)
-            for _ in range(MOST_TRIES):
-                if claim is None or claim.holder != self.agent_id:
-                    return Released()
-                done = await self.requests.transaction(
-                    [if_modified_at(key, claim.modified)], [delete(key)], [read(key)], deadline
-                )
-                if done.succeeded:
-                    return Released()
-                there = _found(done, key)
-                claim = None if there is None else claim_key(there)
-            raise HTTPError(f"somebody else changes {key} all the time")
-        finally:
-            turn.done()
+        deadline = self._deadline()
+        claim = await self._known(address, deadline)
+        self._written.pop(address, None)
+        for _ in range(MOST_TRIES):
+            if claim is None or claim.holder != self.agent_id:
+                return Released()
+            answer = await self._releases.ask(address, claim, deadline)
+            if isinstance(answer, Released):
+                return answer
+            claim = answer
+        raise HTTPError(f"somebody else changes {self.keys.claim(address)} all the time")
+
+    async def _give_back(
+        self, claims: Mapping[Address, ClaimKey], deadline: float
+    ) -> Mapping[Address, Released | ClaimKey | None]:
+        """Delete claims that are as these. Otherwise, the same as L{_claim}."""
+        keys = {address: self.keys.claim(address) for address in claims}
+        deletions = [
+            within([if_modified_at(keys[address], claim.modified)], [delete(keys[address])], [read(keys[address])])
+            for address, claim in claims.items()
+        ]
+        done = await self.requests.transaction([], deletions, [], deadline)
+        parts = _parts(done, claims)
+        return {address: Released() if part.succeeded else _there(part) for address, part in parts.items()}
 
     def register(
         self, record: AgentRecord, replacing: AgentRecord | None = None
@@ -294,7 +333,11 @@ class Etcd3ClaimStore:
             return written
         if mirror is not None:
             return mirror.claims.get(address)
-        there = await self.requests.get(self.keys.claim(address), deadline)
+        turn = await self._turns.turn(self.ttl * CLAIM_TIME)
+        try:
+            there = await self.requests.get(self.keys.claim(address), deadline)
+        finally:
+            turn.done()
         return None if there is None else claim_key(there)
 
     def forgotten(self) -> None:
@@ -308,5 +351,18 @@ class Etcd3ClaimStore:
         return self.clock.seconds() + self.ttl * CLAIM_TIME
 
 
-def _found(done: Done, key: str) -> KeyValue | None:
-    return next((kv for found in done.found for kv in found if kv.key == key), None)
+def _unavailable(addresses: Iterable[Address], reason: str) -> dict[Address, Claim]:
+    return {address: Unavailable(reason) for address in addresses}
+
+
+def _parts(done: Done, addresses: Collection[Address]) -> Mapping[Address, Part]:
+    """What came of the part of a transaction for each address."""
+    if len(done.parts) != len(addresses):
+        raise HTTPError(f"an answer about {len(done.parts)} claims to a request about {len(addresses)}")
+    return dict(zip(addresses, done.parts, strict=True))
+
+
+def _there(part: Part) -> ClaimKey | None:
+    """The claim that was found where one could not be changed."""
+    kvs = [kv for found in part.found for kv in found]
+    return claim_key(kvs[0]) if kvs else None

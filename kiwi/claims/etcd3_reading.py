@@ -113,17 +113,32 @@ class Found:
 
 
 @frozen
+class Part:
+    """
+    What came of a transaction within another one.
+
+    @ivar succeeded: all conditions held.
+    @ivar found: what each of the reads in it has found, in their order.
+    """
+
+    succeeded: bool
+    found: Sequence[Sequence[KeyValue]] = ()
+
+
+@frozen
 class Done:
     """
     What came of a transaction.
 
     @ivar succeeded: all conditions held.
     @ivar found: what each of the reads in it has found, in their order.
+    @ivar parts: what came of each of the transactions in it, in their order.
     """
 
     header: Header
     succeeded: bool
     found: Sequence[Sequence[KeyValue]] = ()
+    parts: Sequence[Part] = ()
 
 
 @frozen
@@ -252,12 +267,18 @@ def read_found(raw: Mapping[str, Any]) -> Found:
 
 def read_done(raw: Mapping[str, Any]) -> Done:
     """The answer to a transaction."""
+    parts = [_part(_object(each, "response_txn")) for each in _objects(raw, "responses") if "response_txn" in each]
+    whole = _part(raw)
+    return Done(_header(raw), whole.succeeded, whole.found, parts)
+
+
+def _part(raw: Mapping[str, Any]) -> Part:
     found = [
         [_key_value(kv) for kv in _objects(_object(each, "response_range"), "kvs")]
         for each in _objects(raw, "responses")
         if "response_range" in each
     ]
-    return Done(_header(raw), raw.get("succeeded") is True, found)
+    return Part(raw.get("succeeded") is True, found)
 
 
 def read_kept(raw: Mapping[str, Any]) -> Kept:

@@ -110,6 +110,11 @@ def read(key: str) -> Document:
     return {"request_range": {"key": text64(key)}}
 
 
+def within(conditions: Sequence[Document], success: Sequence[Document], failure: Sequence[Document]) -> Document:
+    """A transaction as a step of another one. It compares how things were before all of that."""
+    return {"request_txn": {"compare": conditions, "success": success, "failure": failure}}
+
+
 def end_of(folder: str) -> str:
     """The first key after all that begin with this, which ends in a plain character."""
     return folder[:-1] + chr(ord(folder[-1]) + 1)
@@ -334,6 +339,8 @@ class Etcd3Requests:
             advice = "; give --etcd-user and a password"
         elif refusal.code == EXHAUSTED and "space exceeded" in refusal.message:
             advice = "; compact and defragment etcd, then disarm its alarm"
+        elif refusal.code == INVALID_ARGUMENT and "too many operations" in refusal.message:
+            advice = "; start etcd with --max-txn-ops=128, which is its default, or more"
         elif refusal.code == INVALID_ARGUMENT and refusal.wants_login:
             advice = "; see that authentication is the same on all endpoints"
         return refusal.message + advice

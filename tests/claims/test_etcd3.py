@@ -101,6 +101,7 @@ def make_key_tests(make: Callable[[TestCase], Etcd3Stage]) -> type[TestCase]:
             await granted(self.stage, self.a, TWO)
             listener = await self.watched(self.b)
             self.assertEqual(listener.heard, [known({TWO: "a"})])
+            await self.world.until(lambda: "info" in levels(self.log))
             self.assertEqual(sorted(levels(self.log)), ["info", *["warn"] * 8], self.log)
             await self.put("/publicips/192.168.1.999", "again")
             await self.put("/publicips/\x1b[31m", "x")

@@ -21,6 +21,7 @@ from kiwi.claims.etcd3_reading import (
     KeyEvent,
     KeyValue,
     Malformed,
+    Part,
     Refusal,
     Told,
     read_answer,
@@ -86,9 +87,19 @@ class ReadingTests(SynchronousTestCase):
         ]
         self.assertEqual(
             read_done({"header": HEADER, "succeeded": True, "responses": responses}),
-            Done(READ_HEADER, True, [[KEY], []]),
+            Done(READ_HEADER, True, [[KEY], []], []),
         )
-        self.assertEqual(read_done({"header": HEADER}), Done(READ_HEADER, False, []))
+        self.assertEqual(read_done({"header": HEADER}), Done(READ_HEADER, False, [], []))
+
+    def test_parts(self) -> None:
+        """What came of each transaction within one."""
+        done = {"header": {}, "succeeded": True, "responses": [{"response_put": {"header": {"revision": "7"}}}]}
+        not_done = {"header": {}, "responses": [{"response_range": {"kvs": [RAW_KEY], "count": "1"}}]}
+        responses = [{"response_txn": part} for part in (done, not_done, {})]
+        self.assertEqual(
+            read_done({"header": HEADER, "succeeded": True, "responses": responses}),
+            Done(READ_HEADER, True, [], [Part(True, []), Part(False, [[KEY]]), Part(False, [])]),
+        )
 
     def test_kept(self) -> None:
         """A lease that is gone has no TTL, or a negative one."""

@@ -71,7 +71,7 @@ class WatchTests(OverFake):
         self.world.network.unplug("etcd1:2379")
         self.fake.drop_streams()
         await granted(self.stage, other, ONE, TWO)
-        await other.release(ONE)
+        await self.world.of(other.release(ONE))
         await self.world.seconds(1)
         self.asked()
         self.stage.start()

@@ -196,6 +196,17 @@ def comparing(target: str, **wanted: str) -> Mapping[str, Any]:
     return {"compare": [{"key": "/a", "target": target, **wanted}]}
 
 
+def put_of(key: str) -> Mapping[str, Any]:
+    return {"request_put": {"key": key, "value": "y"}}
+
+
+def claim(key: str, puts: int = 1) -> Mapping[str, Any]:
+    """A transaction, within another one, that puts a key which is not there, or reads it."""
+    absent = {"key": key, "target": "CREATE", "create_revision": "0"}
+    read = {"request_range": {"key": key}}
+    return {"request_txn": {"compare": [absent], "success": [put_of(key)] * puts, "failure": [read]}}
+
+
 def make_etcd3_api_tests(make: Callable[[TestCase], Server]) -> type[TestCase]:
     """
     @param make: a running server; it may add cleanups.
@@ -456,6 +467,111 @@ def make_etcd3_api_tests(make: Callable[[TestCase], Server]) -> type[TestCase]:
             self.assertEqual(await server.get(**BELOW), {})
             both = await server.said("kv/txn", {"success": [a], "failure": [a, b]})
             self.assertEqual(both, {"succeeded": True, "responses": [{"response_put": {}}]})
+
+        async def test_transactions_within(self) -> None:
+            """
+            A transaction may have others in it. Each one compares what was there before all of them, and all that they
+            do has one revision, of which a watch tells in one line.
+            """
+            server = self.server
+            await server.put("/a", "x")
+            stream = await self.stream()
+            before = await server.revision()
+            claims = [claim(key) for key in ("/a", "/b", "/c")]
+            deeper = {"request_txn": {"success": [{"request_txn": {"success": [put_of("/d")]}}]}}
+            response = await server.ask(
+                "/v3/kv/txn", {"success": [*claims, put_of("/e"), claim("/e", 0), deeper, {"request_txn": {}}]}
+            )
+            said, revision = json.loads(response.body), str(before + 1)
+            self.assertEqual(
+                (said["header"]["revision"], [next(iter(each.values()))["header"] for each in said["responses"]]),
+                (revision, [{}, {}, {}, {"revision": revision}, {}, {}, {}]),
+            )
+            was_put = {"response_txn": {"succeeded": True, "responses": [{"response_put": {}}]}}
+            self.assertEqual(
+                server.plain(said),
+                {
+                    "succeeded": True,
+                    "responses": [
+                        {"response_txn": {"responses": [{"response_range": {"kvs": [kv("/a", "x")], "count": "1"}}]}},
+                        was_put,
+                        was_put,
+                        {"response_put": {}},
+                        {"response_txn": {"succeeded": True}},
+                        {"response_txn": {"succeeded": True, "responses": [was_put]}},
+                        {"response_txn": {"succeeded": True}},
+                    ],
+                },
+            )
+            new = {"create_revision": "r2", "mod_revision": "r2"}
+            events = [put_event(key, "y", **new) for key in ("/b", "/c", "/e", "/d")]
+            self.assertEqual(await stream.heard(2), [CREATED, {"events": events}])
+
+        async def test_long_transactions_within(self) -> None:
+            """As many operations are allowed as the transaction around leaves room for, in either part."""
+            server = self.server
+
+            def within(around: int, inside: int) -> list[Mapping[str, Any]]:
+                reads = [{"request_range": {"key": "/a"}}] * max(around - 1, inside)
+                return [*reads[: around - 1], {"request_txn": {"failure": reads[:inside]}}]
+
+            too_many = refusal(3, "etcdserver: too many operations in txn request")
+            self.assertEqual(
+                (await server.said("kv/txn", {"success": [claim(f"/{n}") for n in range(127)]}))["succeeded"], True
+            )
+            self.assertEqual(
+                [
+                    await server.said("kv/txn", {"success": [claim(f"/{n}") for n in range(128)]}),
+                    (await server.said("kv/txn", {"success": within(100, 28)}))["succeeded"],
+                    await server.said("kv/txn", {"success": within(100, 29)}),
+                    await server.said("kv/txn", {"failure": within(100, 29)}),
+                ],
+                [too_many, True, too_many, too_many],
+            )
+
+        async def test_refused_transactions_within(self) -> None:
+            """
+            Nothing of it is done where a part is refused, unless that part is not to be done. A key is put once, in
+            whichever part that is; only the two parts of one may put the same.
+            """
+            server = self.server
+            a, gone = put_of("/a"), {"request_delete_range": {"key": "/a"}}
+            leased = {"request_put": {"key": "/b", "lease": "99"}}
+            duplicate = refusal(3, "etcdserver: duplicate key given in txn request")
+            no_key = refusal(3, "etcdserver: key is not provided")
+
+            def within(*success: Mapping[str, Any], failure: Any = ()) -> Mapping[str, Any]:
+                return {"request_txn": {"success": list(success), "failure": list(failure)}}
+
+            refused = [
+                ([within(a), within(a)], duplicate),
+                ([within(a), within(failure=[a])], duplicate),
+                ([a, within(a)], duplicate),
+                ([gone, within(a)], duplicate),
+                ([a, within(gone)], duplicate),
+                ([within(gone), within(a)], duplicate),
+                ([within(a), within(leased)], refusal(5, "etcdserver: requested lease not found")),
+                ([within(a), {"request_txn": None}], refusal(3, "etcdserver: key not found")),
+            ]
+            self.assertEqual(
+                [await server.said("kv/txn", {"success": operations}) for operations, _ in refused],
+                [answer for _, answer in refused],
+            )
+            self.assertEqual(await server.get(**BELOW), {})
+            server.prefix, prefix = "", server.prefix
+            self.assertEqual(await server.said("kv/txn", {"success": [within({"request_range": {"key": ""}})]}), no_key)
+            server.prefix = prefix
+            allowed = [
+                [within(a, failure=[a])],
+                [within(a), within(gone)],
+                [within(gone, failure=[a])],
+                [within(gone), within(gone)],
+                [within(a, failure=[leased])],
+            ]
+            self.assertEqual(
+                [(await server.said("kv/txn", {"success": operations}))["succeeded"] for operations in allowed],
+                [True] * len(allowed),
+            )
 
         async def test_mistakes(self) -> None:
             """What is no request is refused, and what does not exist is not found. 3.6 says so in its own way."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field, frozen
 
-from .store import DENIED, INVALID, PRECONDITION, UNAUTHENTICATED, DeleteRange, Operation, Put, Refused
+from .store import DENIED, INVALID, PRECONDITION, UNAUTHENTICATED, DeleteRange, Put, Range, Refused
 
 TOKEN_TTL = 300.0
 """Seconds for which a token lasts that nobody uses."""
@@ -62,7 +62,7 @@ class Access:
         self._tokens[token] = (name, now + TOKEN_TTL)
         return name
 
-    def check(self, user: str | None, operation: Operation) -> None:
+    def check(self, user: str | None, operation: Put | Range | DeleteRange) -> None:
         if not self.enabled:
             return
         if user is None:

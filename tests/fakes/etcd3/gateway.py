@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -22,9 +22,12 @@ from .store import (
     Found,
     KeyValue,
     Operation,
+    Outcome,
     Put,
     Range,
     Refused,
+    Transacted,
+    Transaction,
     Written,
 )
 
@@ -160,25 +163,26 @@ def delete_range(request: JSON) -> DeleteRange:
     return DeleteRange(octets(request, "key"), octets(request, "range_end"), bool(request.get("prev_kv")))
 
 
-OPERATIONS: Mapping[str, Callable[[JSON], Operation]] = {
-    "request_put": put,
-    "request_range": range_,
-    "request_delete_range": delete_range,
-}
-
-
-def transaction(request: JSON) -> tuple[Sequence[Comparison], Sequence[Operation], Sequence[Operation]]:
-    return (
+def transaction(request: JSON) -> Transaction:
+    return Transaction(
         [_comparison(each) for each in request.get("compare") or ()],
         [_operation(each) for each in request.get("success") or ()],
         [_operation(each) for each in request.get("failure") or ()],
     )
 
 
+OPERATIONS: Mapping[str, Callable[[JSON], Operation]] = {
+    "request_put": put,
+    "request_range": range_,
+    "request_delete_range": delete_range,
+    "request_txn": transaction,
+}
+
+
 def _operation(request: JSON) -> Operation:
     for kind, read in OPERATIONS.items():
-        if kind in request:
-            return read(request[kind] or {})
+        if request.get(kind) is not None:
+            return read(request[kind])
     raise Refused(INVALID, "etcdserver: key not found")
 
 
@@ -254,7 +258,7 @@ def key_value(kv: KeyValue) -> JSON:
     )
 
 
-def outcome(result: Found | Written | Deleted) -> JSON:
+def outcome(result: Outcome) -> JSON:
     match result:
         case Found(kvs=kvs, count=count, more=more):
             return without_zeros(kvs=[key_value(kv) for kv in kvs], more=more, count=count)
@@ -262,13 +266,20 @@ def outcome(result: Found | Written | Deleted) -> JSON:
             return without_zeros(prev_kv=prev and key_value(prev))
         case Deleted(count=count, prevs=prevs):
             return without_zeros(deleted=count, prev_kvs=[key_value(kv) for kv in prevs])
+        case Transacted(succeeded=succeeded, done=done):
+            return without_zeros(succeeded=succeeded, responses=[response(each) for each in done])
 
 
-_KINDS = {Found: "response_range", Written: "response_put", Deleted: "response_delete_range"}
+_KINDS = {
+    Found: "response_range",
+    Written: "response_put",
+    Deleted: "response_delete_range",
+    Transacted: "response_txn",
+}
 
 
 def response(done: Done) -> JSON:
-    header = without_zeros(revision=done.revision)
+    header = {} if isinstance(done.outcome, Transacted) else without_zeros(revision=done.revision)
     return {_KINDS[type(done.outcome)]: {"header": header, **outcome(done.outcome)}}
 
 

@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET
 from . import gateway
 from .access import Permission
 from .gateway import JSON, encode, number, without_zeros
-from .store import UNAVAILABLE, Event, Operation, Range, Refused, Store, holds
+from .store import UNAVAILABLE, Event, Operation, Range, Refused, Store, Transaction, holds
 
 if TYPE_CHECKING:
     from .cluster import FakeEtcd3
@@ -357,7 +357,10 @@ class Member(Resource):
     def _check(self, request: Request, *operations: Operation) -> None:
         user = self._user(request)
         for operation in operations:
-            if operation.key:
+            if isinstance(operation, Transaction):
+                compared = [Range(each.key, each.end) for each in operation.comparisons]
+                self._check(request, *compared, *operation.success, *operation.failure)
+            elif operation.key:
                 self.cluster.access.check(user, operation)
 
     def range(self, request: Request, message: JSON) -> JSON:
@@ -370,11 +373,10 @@ class Member(Resource):
         return self._one(request, gateway.delete_range(message))
 
     def transact(self, request: Request, message: JSON) -> JSON:
-        comparisons, success, failure = gateway.transaction(message)
-        self._check(request, *(Range(each.key, each.end) for each in comparisons), *success, *failure)
-        succeeded, done = self.cluster.store.transact(comparisons, success, failure)
-        responses = [gateway.response(each) for each in done]
-        return {"header": self._header(), **without_zeros(succeeded=succeeded, responses=responses)}
+        transaction = gateway.transaction(message)
+        self._check(request, transaction)
+        transacted = self.cluster.store.transact(transaction)
+        return {"header": self._header(), **gateway.outcome(transacted)}
 
     def compact(self, request: Request, message: JSON) -> JSON:
         self._user(request)

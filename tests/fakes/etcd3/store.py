@@ -114,7 +114,24 @@ class DeleteRange:
     prev_kv: bool = False
 
 
-Operation = Put | Range | DeleteRange
+@frozen
+class Transaction:
+    """What is done if all of it holds, and what is done otherwise."""
+
+    comparisons: Sequence[Comparison]
+    success: Sequence[Operation]
+    failure: Sequence[Operation]
+
+
+Operation = Put | Range | DeleteRange | Transaction
+
+
+@frozen
+class _Decided:
+    """A transaction of which it is known which part is done. It is decided by what was there before all of it."""
+
+    succeeded: bool
+    operations: Sequence[Put | Range | DeleteRange | _Decided]
 
 
 @frozen
@@ -142,8 +159,16 @@ class Done:
     """
 
     revision: int
-    outcome: Found | Written | Deleted
+    outcome: Outcome
 
+
+@frozen
+class Transacted:
+    succeeded: bool
+    done: Sequence[Done]
+
+
+Outcome = Found | Written | Deleted | Transacted
 
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"EQUAL": eq, "NOT_EQUAL": ne, "GREATER": gt, "LESS": lt}
 TARGETS = {
@@ -193,26 +218,33 @@ class Store:
         """All keys as they are now."""
         return self._in_range(b"\0", b"\0", 0)
 
-    def transact(
-        self, comparisons: Sequence[Comparison], success: Sequence[Operation], failure: Sequence[Operation]
-    ) -> tuple[bool, Sequence[Done]]:
+    def transact(self, transaction: Transaction) -> Transacted:
         """
         All of it, as one revision. Nothing is done when it is refused.
         """
-        _check_operations(comparisons, success, failure)
-        succeeded = all(self._matches(comparison) for comparison in comparisons)
-        chosen = success if succeeded else failure
-        for operation in chosen:
-            self._check(operation)
+        _check_size(transaction, MOST_OPERATIONS)
+        for operations in (transaction.success, transaction.failure):
+            _changed_keys(operations)
+        decided = self._decide(transaction)
+        self._check(decided)
+        transacted = self._transact(decided)
+        self._commit()
+        return transacted
+
+    def _decide(self, transaction: Transaction) -> _Decided:
+        succeeded = all(self._matches(comparison) for comparison in transaction.comparisons)
+        chosen = transaction.success if succeeded else transaction.failure
+        return _Decided(succeeded, [self._decide(each) if isinstance(each, Transaction) else each for each in chosen])
+
+    def _transact(self, decided: _Decided) -> Transacted:
         done = []
-        for operation in chosen:
+        for operation in decided.operations:
             outcome = self._perform(operation)
             done.append(Done(self.revision + bool(self._changes), outcome))
-        self._commit()
-        return succeeded, done
+        return Transacted(decided.succeeded, done)
 
-    def apply(self, operation: Operation) -> Found | Written | Deleted:
-        return self.transact((), (operation,), ())[1][0].outcome
+    def apply(self, operation: Operation) -> Outcome:
+        return self.transact(Transaction((), (operation,), ())).done[0].outcome
 
     def compact(self, revision: int) -> None:
         if revision <= self.compacted:
@@ -238,8 +270,11 @@ class Store:
         compare, name = _COMPARE[comparison.result], TARGETS[comparison.target]
         return all(compare(getattr(kv, name), comparison.wanted) for kv in there)
 
-    def _check(self, operation: Operation) -> None:
+    def _check(self, operation: Put | Range | DeleteRange | _Decided) -> None:
         match operation:
+            case _Decided(operations=operations):
+                for each in operations:
+                    self._check(each)
             case Put(key=key, value=value, lease=lease):
                 if operation.ignore_value and value:
                     raise Refused(INVALID, "etcdserver: value is provided")
@@ -255,8 +290,10 @@ class Store:
                 if revision < self.compacted:
                     raise Refused(*COMPACTED)
 
-    def _perform(self, operation: Operation) -> Found | Written | Deleted:
+    def _perform(self, operation: Put | Range | DeleteRange | _Decided) -> Outcome:
         match operation:
+            case _Decided():
+                return self._transact(operation)
             case Put():
                 prev = self._put(operation)
                 return Written(prev if operation.prev_kv else None)
@@ -351,15 +388,40 @@ class Store:
         }
 
 
-def _check_operations(
-    comparisons: Sequence[Comparison], success: Sequence[Operation], failure: Sequence[Operation]
-) -> None:
-    if max(len(comparisons), len(success), len(failure)) > MOST_OPERATIONS:
+def _check_size(transaction: Transaction, most: int) -> None:
+    """A transaction within another one may be as long as that one leaves room for (C{checkTxnRequest})."""
+    comparisons, success, failure = transaction.comparisons, transaction.success, transaction.failure
+    size = max(len(comparisons), len(success), len(failure))
+    if size > most:
         raise Refused(INVALID, "etcdserver: too many operations in txn request")
-    if not all(each.key for each in (*comparisons, *success, *failure)):
+    if not all(each.key for each in comparisons):
         raise Refused(*NO_KEY)
-    for operations in (success, failure):
-        puts = [each.key for each in operations if isinstance(each, Put)]
-        deletes = [each for each in operations if isinstance(each, DeleteRange)]
-        if len(set(puts)) < len(puts) or any(holds(each.key, each.end, key) for each in deletes for key in puts):
+    for operation in (*success, *failure):
+        if isinstance(operation, Transaction):
+            _check_size(operation, most - size)
+        elif not operation.key:
+            raise Refused(*NO_KEY)
+
+
+def _changed_keys(operations: Sequence[Operation]) -> tuple[set[bytes], list[DeleteRange]]:
+    """
+    What is put and what is deleted, which must not meet (C{checkIntervals}). Of a transaction within this one, both
+    parts count, though they may put the same; and what it deletes counts only for what comes later, and for this level.
+    """
+    puts: set[bytes] = set()
+    deletes = [each for each in operations if isinstance(each, DeleteRange)]
+
+    def add(keys: set[bytes]) -> None:
+        if keys & puts or any(holds(each.key, each.end, key) for each in deletes for key in keys):
             raise Refused(INVALID, "etcdserver: duplicate key given in txn request")
+        puts.update(keys)
+
+    for operation in operations:
+        if isinstance(operation, Transaction):
+            parts = [_changed_keys(part) for part in (operation.success, operation.failure)]
+            add(set().union(*(keys for keys, _ in parts)))
+            deletes += [each for _, more in parts for each in more]
+    for operation in operations:
+        if isinstance(operation, Put):
+            add({operation.key})
+    return puts, deletes
