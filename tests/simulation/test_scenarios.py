@@ -424,6 +424,22 @@ class ScenarioTests(SynchronousTestCase):
                     missed += stage.outage(10.0)
                     self.assertEqual((backend, kind, missed, stage.carrier), (backend, kind, 0, first))
 
+    def test_restored_from_before_a_claim(self) -> None:
+        """A store that comes back as it was before a claim, and knows its agent, has the claim made again."""
+        for backend in ("etcd3", "leases"):
+            with Stage(backend=backend) as stage:
+                world = stage.world
+                assert isinstance(world.store, Etcd3Store | LeaseStore)
+                world.store.back_up()
+                world.pass_time(20.0)
+                world.kubernetes.put("later", [ADDRESSES[3]], 8000)
+                while not world.carriers(ADDRESSES[3]):
+                    world.pass_time(0.1)
+                world.store.restore()
+                world.judge.forgotten()
+                world.pass_time(40.0)
+                self.assertEqual(world.unsettled(), [], backend)
+
     def test_member_down(self) -> None:
         """The loss of one of two members of the store is noticed by nobody."""
         with Stage(members=2) as stage:
