@@ -30,7 +30,7 @@ from .etcd3_login import Login
 from .etcd3_mirror import ClaimKey, Etcd3Mirror, Keys, claim_key
 from .etcd3_reading import Done, Part
 from .etcd3_requests import Etcd3Requests, NoLease, delete, if_created_at, if_modified_at, put, read, within
-from .etcd3_session import MOST_TRIES, Own, OwnSession
+from .etcd3_session import MOST_TRIES, OwnSession
 from .etcd3_watch import Etcd3Watch
 from .etcd_user import EtcdUser
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
@@ -184,6 +184,7 @@ class Etcd3ClaimStore:
                 return answers | _unavailable(
                     left, "this agent has no record in the store, on which a claim could rest"
                 )
+            token = self.session.token(own.lease)
             keys = {address: self.keys.claim(address) for address in left}
             claims = [
                 within(
@@ -200,7 +201,7 @@ class Etcd3ClaimStore:
                 self.session.end(own.lease)
                 return answers | _unavailable(left, "the lease of this agent, on which the claim would rest, is gone")
             if done.succeeded:
-                return answers | self._made(_parts(done, left), own, done.header.revision)
+                return answers | self._made(_parts(done, left), own.lease, token, done.header.revision)
             found = {kv.key: kv for kvs in done.found for kv in kvs}
             if self.session.has_gone_back(own, found.get(self.session.key)):
                 raise self.requests.has_forgotten()
@@ -216,15 +217,16 @@ class Etcd3ClaimStore:
                 return answers
         return answers | _unavailable(left, "the record of this agent changes all the time")
 
-    def _made(self, parts: Mapping[Address, Part], own: Own, revision: int) -> dict[Address, Claim]:
+    def _made(self, parts: Mapping[Address, Part], lease: int, token: str, revision: int) -> dict[Address, Claim]:
         """What came of each claim in a transaction that this revision tells of, and that rested on a session."""
         now = self.session.own
         granted: Granted | Unavailable
-        if now is None or now.lease != own.lease:
+        if now is None or self.session.token(now.lease) != token:
+            # Where the store has lost its data since, it may have lost the claims, too.
             granted = Unavailable("the lease of this agent, on which the claim rests, has gone meanwhile")
         else:
-            granted = Granted(now.sent, self.session.token(own.lease))
-            made = ClaimKey(self.agent_id, own.lease, revision)
+            granted = Granted(now.sent, token)
+            made = ClaimKey(self.agent_id, lease, revision)
             self._written.update((address, made) for address, part in parts.items() if part.succeeded)
         return {address: granted if part.succeeded else _there(part) for address, part in parts.items()}
 

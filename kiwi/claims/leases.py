@@ -144,6 +144,7 @@ class LeaseClaimStore:
     ) -> Granted | Unavailable | None:
         """Make a claim that rests on a session; C{None} where there is another one than was thought."""
         known, sight, name = self._latest(), self._sight(), claim_lease_name(address)
+        token = self.session.token(session)
         said: Lease | Conflict | Gone
         document = write_claim(self.namespace, address, self.agent_id, session, self.ttl, self.session.stamp(), over)
         if over is None:
@@ -164,10 +165,11 @@ class LeaseClaimStore:
             elif own is not None and has_gone_back(own.lease, there):
                 return self._has_forgotten()
             own = self.session.own
-        if own is None or own.uid != session:
+        if own is None or self.session.token(own.uid) != token:
+            # Where the store has lost its data since, it may have lost the claim, too.
             return Unavailable("this agent's own Lease, on which the claim rests, has gone meanwhile")
         self._written[address] = said
-        return Granted(own.sent, self.session.token(session))
+        return Granted(own.sent, token)
 
     def renew(self, addresses: AbstractSet[Address]) -> Deferred[Mapping[Address, Granted | Lost | Unavailable]]:
         return Deferred.fromCoroutine(self._renew(addresses))

@@ -350,7 +350,7 @@ class _BelievesTheLease(OwnSession):
         if kept.ttl < self.ttl:
             return self._lost(beat, own)
         self.own = evolve(own, sent=sent)
-        return Granted(sent, str(own.lease))
+        return Granted(sent, self.token(own.lease))
 
 
 class BelievesAnyLeader(OwnSession):
@@ -364,7 +364,7 @@ class BelievesAnyLeader(OwnSession):
         now = self.own
         if answer is None and now is not None and now.lease == own.lease and now.modified > own.modified:
             self.own = evolve(now, sent=sent)
-            return Granted(sent, str(now.lease))
+            return Granted(sent, self.token(now.lease))
         return answer
 
 
