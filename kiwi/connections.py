@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 from attrs import define, field
 from treq.client import HTTPClient
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.client import URI, HTTPConnectionPool
 from twisted.web.client import Agent as HTTPAgent
@@ -56,7 +57,18 @@ class _Endpoints:
         return self._made[server]
 
     def _endpoint(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT)
+        endpoint = _endpoint_at(self._reactor, host, port)
         if scheme == b"https" and self._tls is not None:
             return wrapClientTLS(self._tls.creatorForNetloc(host, port), endpoint)
         return endpoint
+
+
+def _endpoint_at(reactor: Any, host: bytes, port: int) -> IStreamClientEndpoint:
+    """A name is looked up in a thread for each connection, and so would be an address if it were taken for a name."""
+    text = host.decode("ascii")
+    try:
+        version = ip_address(text).version
+    except ValueError:
+        return HostnameEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT)
+    kind = TCP4ClientEndpoint if version == 4 else TCP6ClientEndpoint
+    return kind(reactor, text, port, timeout=CONNECT_TIMEOUT)
