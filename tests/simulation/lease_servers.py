@@ -46,6 +46,7 @@ class LeaseStore:
     _paused: bool = field(default=False, init=False)
     _waiting: deque[Request] = field(factory=deque, init=False)
     _confirmed: dict[tuple[str, str], float] = field(factory=dict, init=False)
+    _deleted: dict[str, float] = field(factory=dict, init=False)
     _backup: Snapshot = field(init=False)
     _process: Process = field(init=False)
     _resource: KubernetesResource = field(init=False)
@@ -96,13 +97,17 @@ class LeaseStore:
     # What it knows.
 
     def claims(self) -> Mapping[Address, tuple[str, float]]:
-        """Who has each claim, and the true time until which it was promised."""
+        """
+        Who has each claim, and the true time until which it was promised. A session that somebody has deleted by hand
+        lasts as long as it would have: nobody takes what rests on it before.
+        """
         leases = self._leases()
         sessions = {
             lease.identity.uid: self._confirmed.get(_key(lease), -inf) + lease.ttl
             for lease in leases
             if isinstance(lease, AgentLease)
         }
+        sessions = {uid: end for uid, end in self._deleted.items() if self.timeline.now < end} | sessions
         return {
             lease.address: (lease.holder, sessions[lease.session])
             for lease in leases
@@ -150,6 +155,9 @@ class LeaseStore:
         """Somebody deletes the Lease of an agent."""
         key = (NAMESPACE, agent_lease_name(agent_id))
         if not (self.down or self._paused) and key in self.state.objects("leases"):
+            for lease in self._leases():
+                if isinstance(lease, AgentLease) and lease.agent_id == agent_id:
+                    self._deleted[lease.identity.uid] = self._confirmed.get(_key(lease), -inf) + lease.ttl
             self.state.delete(key[1], NAMESPACE, "leases")
 
     def back_up(self) -> None:
