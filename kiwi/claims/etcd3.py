@@ -98,7 +98,8 @@ from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 # A store that comes back without its data, or with that of an earlier time, knows other claims than those that agents
 # carry for up to a TTL. It is noticed by an answer with another cluster's id, or with a lower revision than was heard
 # of before; by a record that is older than its last confirmation; and by another name of what the store knows, which
-# the first agent gives it. A loss is told, as in L{kiwi.claims.etcd2}.
+# the first agent gives it. A loss is told, as in L{kiwi.claims.etcd2}. The lease may be there as before, and a claim on
+# it not. So what confirms the lease after a loss confirms no claim of before: the session has another name then.
 
 Claim = Granted | Unavailable | ClaimKey | None
 """What comes of a wish for a claim: it is made, or there is another one, or one that does not say whose it is."""
@@ -184,6 +185,7 @@ class Etcd3ClaimStore:
                 return answers | _unavailable(
                     left, "this agent has no record in the store, on which a claim could rest"
                 )
+            session = self.session.name(own.lease)
             keys = {address: self.keys.claim(address) for address in left}
             claims = [
                 within(
@@ -200,7 +202,7 @@ class Etcd3ClaimStore:
                 self.session.end(own.lease)
                 return answers | _unavailable(left, "the lease of this agent, on which the claim would rest, is gone")
             if done.succeeded:
-                return answers | self._made(_parts(done, left), own, done.header.revision)
+                return answers | self._made(_parts(done, left), own, session, done.header.revision)
             found = {kv.key: kv for kvs in done.found for kv in kvs}
             if self.session.has_gone_back(own, found.get(self.session.key)):
                 raise self.requests.has_forgotten()
@@ -216,14 +218,14 @@ class Etcd3ClaimStore:
                 return answers
         return answers | _unavailable(left, "the record of this agent changes all the time")
 
-    def _made(self, parts: Mapping[Address, Part], own: Own, revision: int) -> dict[Address, Claim]:
+    def _made(self, parts: Mapping[Address, Part], own: Own, session: str, revision: int) -> dict[Address, Claim]:
         """What came of each claim in a transaction that this revision tells of, and that rested on a session."""
         now = self.session.own
         granted: Granted | Unavailable
         if now is None or now.lease != own.lease:
             granted = Unavailable("the lease of this agent, on which the claim rests, has gone meanwhile")
         else:
-            granted = Granted(now.sent, str(own.lease))
+            granted = Granted(now.sent, session)
             made = ClaimKey(self.agent_id, own.lease, revision)
             self._written.update((address, made) for address, part in parts.items() if part.succeeded)
         return {address: granted if part.succeeded else _there(part) for address, part in parts.items()}

@@ -91,6 +91,7 @@ class OwnSession:
     ttl: int
     own: Own | None = field(default=None, init=False)
     former: set[int] = field(factory=set, init=False)
+    _losses: int = field(default=0, init=False)
     _beats: Beats = field(init=False)
 
     log = logger("kiwi.claims")
@@ -122,8 +123,13 @@ class OwnSession:
 
     def doubt(self) -> None:
         """The store has lost its data, and may have the record in an earlier state."""
+        self._losses += 1
         if self.own is not None:
             self.own = evolve(self.own, modified=0)
+
+    def name(self, lease: int) -> str:
+        """Of a session on a lease. It is another one when the store has lost its data, and perhaps claims with it."""
+        return f"{lease}/{self._losses}"
 
     def conditions(self, own: Own) -> list[Document]:
         """What is true while claims may rest on a session, in a store that remembers its last confirmation."""
@@ -152,7 +158,7 @@ class OwnSession:
 
     async def _go_on(self, beat: Beat, own: Own, deadline: float) -> Answer | None:
         """Confirm the session; C{None} to try again."""
-        record = beat.record or own.record
+        record, name = beat.record or own.record, self.name(own.lease)
         sent, kept = await self.requests.keep(own.lease, deadline)
         if kept.ttl < self.ttl or (own.sent == -inf and kept.ttl != self.ttl):
             # Gone, or that of an earlier life with another TTL.
@@ -168,7 +174,7 @@ class OwnSession:
             # See Note [A leader of the past].
             return None
         self.own = evolve(self.own, sent=sent)
-        return Granted(sent, str(own.lease))
+        return Granted(sent, name)
 
     def _other(self, beat: Beat, own: Own, there: KeyValue | None) -> Answer | None:
         """What it means that the record is not as it was left: C{None} to go on with it, or without it."""
@@ -204,6 +210,7 @@ class OwnSession:
             self.own = Own(there.lease, there.created, there.modified, found, -inf)
             return None
         sent, granted = await self.requests.grant(deadline)
+        name = self.name(granted.id)
         created, modified = (0, 0) if there is None else (there.created, there.modified)
         said = await self._put(record, granted.id, Own(granted.id, created, modified, record, -inf), deadline)
         if isinstance(said, _Other):
@@ -211,7 +218,7 @@ class OwnSession:
         if there is not None:
             self.former.add(there.lease)
         self.own = Own(granted.id, said.created, said.modified, record, sent)
-        return Granted(sent, str(granted.id))
+        return Granted(sent, name)
 
     async def _put(self, record: AgentRecord, lease: int, over: Own, deadline: float) -> _Put | _Other:
         """Write the record, over one of its states or as a new one."""
