@@ -350,7 +350,7 @@ class _BelievesTheLease(OwnSession):
         if kept.ttl < self.ttl:
             return self._lost(beat, own)
         self.own = evolve(own, sent=sent)
-        return Granted(sent)
+        return Granted(sent, self.name(own.lease))
 
 
 class BelievesAnyLeader(OwnSession):
@@ -364,7 +364,7 @@ class BelievesAnyLeader(OwnSession):
         now = self.own
         if answer is None and now is not None and now.lease == own.lease and now.modified > own.modified:
             self.own = evolve(now, sent=sent)
-            return Granted(sent)
+            return Granted(sent, self.name(own.lease))
         return answer
 
 
@@ -377,7 +377,7 @@ class _CountsFromTheTransaction(OwnSession):
         answer = await super()._go_on(beat, own, deadline)
         if isinstance(answer, Granted) and self.own is not None:
             self.own = evolve(self.own, sent=self.clock.seconds())
-            return Granted(self.own.sent)
+            return Granted(self.own.sent, answer.session)
         return answer
 
 
