@@ -129,7 +129,7 @@ class OwnSession:
 
     def token(self, lease: int) -> str:
         """What claims rest on: a lease, in a store that has forgotten nothing since they were made."""
-        return f"{lease:x}/{self._doubts}"
+        return f"{lease}/{self._doubts}"
 
     def conditions(self, own: Own) -> list[Document]:
         """What is true while claims may rest on a session, in a store that remembers its last confirmation."""

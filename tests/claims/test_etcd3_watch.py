@@ -347,6 +347,17 @@ class ForgetfulTests(OverFake):
         self.stage.start()
         await self.lost(listener, known(losses=1, lost=True))
 
+    async def test_another_session(self) -> None:
+        """A lease that is there as before confirms no claim that was made before the loss."""
+        backup = self.fake.back_up()
+        before = await self.world.of(self.a.acquire(ONE))
+        self.fake.restore(backup)
+        answers = [await self.world.of(self.a.register(A)) for _ in range(3)]
+        self.assertEqual([type(answer) for answer in answers], [Unavailable, Granted, Granted])
+        sessions = [before.session, *(answer.session for answer in answers[1:])]  # type: ignore[union-attr]
+        lease = self.a.session.own.lease  # type: ignore[union-attr]
+        self.assertEqual(sessions, [f"{lease}/0", f"{lease}/1", f"{lease}/1"])
+
     async def test_record_goes_back(self) -> None:
         """A heartbeat finds an earlier state of the record, tells of the loss, and the next one goes on from there."""
         listener = await self.follow(self.a)
