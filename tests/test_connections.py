@@ -24,9 +24,10 @@ class Names:
 
 class ConnectionTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.reactor: Any = MemoryReactorClock()
-        self.names: Any = Names()
-        self.reactor.nameResolver = self.names
+        self.names = Names()
+        reactor: Any = MemoryReactorClock()
+        reactor.nameResolver = self.names
+        self.reactor = reactor
 
     def connecting(self, url: str) -> list[tuple[str, int, float]]:
         """Where connections are opened for a request, and for how long that is tried."""
