@@ -24,8 +24,8 @@ class Names:
 
 class ConnectionTests(SynchronousTestCase):
     def setUp(self) -> None:
+        self.names = Names()
         reactor: Any = MemoryReactorClock()
-        self.names: Any = Names()
         reactor.nameResolver = self.names
         self.reactor = reactor
 

@@ -355,6 +355,7 @@ class Member(Resource):
         return {"header": self._header(), **gateway.outcome(outcome)}
 
     def _check(self, request: Request, *operations: Operation) -> None:
+        """(3.4.23 and 3.5.1 let anything pass that is in a transaction within another one; later ones do not.)"""
         user = self._user(request)
         for operation in operations:
             if isinstance(operation, Transaction):
