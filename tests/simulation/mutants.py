@@ -267,7 +267,7 @@ class _EndsWithItsTime(LeaseMirror):
         return session is not None and (uid in former or session.ends <= now)
 
 
-class _EndsWithItsLease(LeaseMirror):
+class EndsWithItsLease(LeaseMirror):
     """A session is over when its Lease is gone, whoever has deleted that."""
 
     __slots__ = ()
@@ -498,7 +498,6 @@ MUTANTS = (
         "takes claims before it deletes their session", on_leases(mirror=_EndsWithItsTime), MARGIN, backend="leases"
     ),
     Mutant("trusts claims of its former session", on_leases(store=_TrustsItsName), MARGIN, backend="leases"),
-    Mutant("takes at once what somebody deletes", on_leases(mirror=_EndsWithItsLease), MARGIN, backend="leases"),
     Mutant("believes its lease without a transaction", on_etcd3(session=_BelievesTheLease), MARGIN, backend="etcd3"),
     Mutant("counts from the transaction", on_etcd3(session=_CountsFromTheTransaction), MARGIN, backend="etcd3"),
     Mutant(

@@ -10,6 +10,7 @@ from .mutants import (
     BelievesAnyLeader,
     DeletesWhateverIsThere,
     EndsEarly,
+    EndsWithItsLease,
     LeavesByRevoking,
     ReleasesWhateverIsThere,
     TakesLossesLightly,
@@ -24,6 +25,7 @@ from .test_scenarios import (
     cut_off_with_clocks_apart,
     deleted_after_another_took_it,
     deleted_after_it_was_adopted,
+    deleted_by_hand_unheard,
     deleted_when_it_is_back,
     lost_while_its_thread_hangs,
     lost_while_the_carrier_is_away,
@@ -50,6 +52,11 @@ class MutantTests(SynchronousTestCase):
         """An agent announces an address that it has lost since, because it does not look at the clock again."""
         self.assertIn("announces", lost_while_its_thread_hangs(Mutation(converger=AnnouncesTooLong)))
         self.assertEqual(lost_while_its_thread_hangs(Mutation()), "")
+
+    def test_takes_at_once_what_somebody_deletes(self) -> None:
+        """An agent takes a session for over as soon as its Lease is gone, whoever has deleted that."""
+        self.assertIn("carriers", deleted_by_hand_unheard(on_leases(mirror=EndsWithItsLease)))
+        self.assertEqual(deleted_by_hand_unheard(Mutation()), "")
 
     def test_ends_sessions_early(self) -> None:
         """An agent takes the hundredth off the TTL of others, and does not add it."""

@@ -106,6 +106,22 @@ def cut_off_with_clocks_apart(mutation: Mutation) -> str:
     return ""
 
 
+def deleted_by_hand_unheard(mutation: Mutation) -> str:
+    """What is wrong when somebody deletes the Lease of a carrier that hears nothing of the store any more."""
+    stage = Stage(mutation=mutation, backend="leases")
+    with stage:
+        world, carrier = stage.world, stage.carrier
+        assert isinstance(world.store, LeaseStore)
+        try:
+            stage.happen("deaf to the store", carrier)
+            world.store.delete_session(carrier.agent_id)
+            world.pass_time(1.5 * world.ttl)
+        except Violation as wrong:
+            return str(wrong)
+        assert stage.carrier is not carrier
+    return ""
+
+
 @define(eq=False)
 class _Late:
     """Stands before a server, and keeps some requests for later."""
