@@ -908,7 +908,7 @@ class Converger(TwistedService):
         for subject in [*self._failures, *self._rests]:
             if isinstance(subject, AssignmentOf) and subject.address in result.expires:
                 self._succeeded(subject)
-        for address in set(result.expires) - set(before):
+        for address in in_order(set(result.expires) - set(before)):
             self._announced.pop(address, None)
             if address not in self._clear:
                 self._fresh[address] = self.clock.seconds() + FRESH

@@ -794,11 +794,11 @@ class _Planner:
             return
         doubtful = self.kept - self.mine if self.see.claims is not None else set()
         soon = {a for a in self.kept.intersection(self.see.renewals_due) if self._is_due_soon(a)}
-        due = sorted(soon | doubtful, key=lambda address: self.live[address].sent)
+        due = sorted(in_order(soon | doubtful), key=lambda address: self.live[address].sent)
         if self.recorded:
             due += [
                 a
-                for a in self.mine - set(self.live)
+                for a in in_order(self.mine - set(self.live))
                 if a in self.adopting or (self.see.wanted is not None and self._is_wanted_here(a) and self._is_safe(a))
             ]
         free = (a for a in due if self._may_ask_about(a))
@@ -821,7 +821,7 @@ class _Planner:
         done = set(self.live)
         if self.recorded and (see.wanted is not None or self.going):
             done |= {a for a in self.mine - self.kept if not self._is_wanted_here(a)}
-        for address in done - self.kept - self.adopting - self.there:
+        for address in in_order(done - self.kept - self.adopting - self.there):
             if self._may_ask_about(address):
                 yield Release(address)
 
@@ -838,7 +838,7 @@ class _Planner:
         if self._cannot_provision():
             return
         unclaimed = self.wanted - set(self.live) - set(self.holders) - self.there - set(see.foreign)
-        free = [a for a in unclaimed if self._may_try_for(a)]
+        free = [a for a in see.wanted if a in unclaimed and self._may_try_for(a)] if unclaimed else []
         if not free:
             return
         fair = self._fair_share(self.wanted)

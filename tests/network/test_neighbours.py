@@ -213,7 +213,7 @@ class IPv6LinkNeighboursTests(
         thread.start()
         neighbours = LinkNeighbours(read_clock)
         self.addCleanup(neighbours.close)
-        probed = neighbours.probe(at("em1", FIRST6, SECOND6), 2.5)
+        probed = neighbours.probe(at("em1", FIRST6, SECOND6), 4.0)
         thread.join()
         self.assertEqual(probed.owners.keys() | probed.contested.keys(), {FIRST6})
 
