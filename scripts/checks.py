@@ -1,7 +1,7 @@
 """
 Runs the linters, the type checker and the tests, and ends with the line C{N passed, N failed}.
 
-The tests run in two halves at the same time: those of one half mostly wait, and those of the other one mostly compute.
+The tests run in parts, several at the same time, since most of them mostly wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 _BIN = Path(sys.executable).parent
 _SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \(([^)]*)\))?$", re.MULTILINE)
@@ -22,8 +24,28 @@ _COUNT = re.compile(r"(\w+)=(\d+)")
 _GOOD = frozenset({"successes", "expectedFailures"})
 _UNABLE = re.compile(r"^\[SKIPPED\]\n(this kernel cannot: [^\n]*)\n\n((?:tests\.[^\n]+\n)+)", re.MULTILINE)
 
-WAITING = ("tests.claims", "tests.fakes", "tests.functional")
-"""The half that mostly waits."""
+AT_ONCE = 4
+"""Parts that run at the same time: most of them mostly wait."""
+
+LONGEST = (
+    "tests.simulation.test_schedules",
+    "tests.simulation.test_mutants",
+    "tests.functional.test_etcd3",
+    "tests.functional.test_leases",
+    "tests.functional.test_cluster",
+    "tests.functional.test_failures",
+    "tests.functional.test_ipv6",
+    "tests.functional.test_stores",
+    "tests.functional.test_quorum",
+    "tests.functional.test_services",
+    "tests.functional.test_etcd_access",
+    "tests.claims.test_etcd3_secure",
+    "tests.claims.test_etcd3",
+)
+"""Parts that begin first, so that no long one is left alone at the end."""
+
+WHOLE = ("tests.kubernetes", "tests.network", "tests.fakes")
+"""Packages whose modules run together: each would be short."""
 
 CHECKS = (
     ("ruff check", [str(_BIN / "ruff"), "check", "."]),
@@ -60,28 +82,44 @@ def run(command: Sequence[str]) -> tuple[int, str]:
     return process.returncode, "".join(lines)
 
 
-def computing() -> list[str]:
-    """The other half: every other module and package of tests."""
-    found = [path for path in Path("tests").iterdir() if (path / "__init__.py").exists() or path.match("test_*.py")]
-    return sorted({f"tests.{path.stem}" for path in found} - set(WAITING))
+def parts() -> list[list[str]]:
+    """What runs by itself: each module or package of tests, but the small ones of the top together."""
+    modules = [".".join(path.with_suffix("").parts) for path in sorted(Path("tests").rglob("test_*.py"))]
+    small = [name for name in modules if name.count(".") == 1]
+    whole = [package for package in WHOLE if any(name.startswith(f"{package}.") for name in modules)]
+    alone = {
+        name for name in modules if name.count(".") > 1 and not name.startswith(tuple(f"{each}." for each in whole))
+    }
+    first = [name for name in LONGEST if name in alone]
+    return [*([name] for name in [*first, *whole]), small, *([name] for name in sorted(alone - set(first)))]
 
 
-def trial(*names: str) -> list[str]:
-    return [sys.executable, "-m", "twisted.trial", *names]
+def trial(names: Sequence[str], temporary: str) -> list[str]:
+    return [sys.executable, "-m", "twisted.trial", "--temp-directory", temporary, *names]
 
 
-def run_halves() -> tuple[int, str, int, str]:
-    """Exit status and output of both halves, shown one after the other."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        with subprocess.Popen(
-            trial(*computing()), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        ) as process:
-            waiting, shown = run(trial(*WAITING))
-            process.wait()
-        output.seek(0)
-        later = output.read()
-    print(later, end="", flush=True)
-    return waiting, shown, process.returncode, later
+def run_parts() -> list[tuple[int, str]]:
+    """Exit status and output of each part; the output is shown when the part is over."""
+    showing = Lock()
+
+    def run_part(number: int, names: Sequence[str], temporary: str) -> tuple[int, str]:
+        began = time.monotonic()
+        done = subprocess.run(
+            trial(names, f"{temporary}/{number}"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        with showing:
+            print(f"{done.stdout}-- {' '.join(names)}: {time.monotonic() - began:.0f} s", flush=True)
+        return done.returncode, done.stdout
+
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(AT_ONCE) as pool:
+        running = [pool.submit(run_part, number, names, temporary) for number, names in enumerate(parts())]
+        return [each.result() for each in running]
 
 
 def judge(status: int, output: str) -> tuple[int, int]:
@@ -107,10 +145,7 @@ def main(arguments: Sequence[str]) -> int:
         passed, failed = (passed + 1, failed) if status == 0 else (passed, failed + 1)
     print("== trial", flush=True)
     start = time.monotonic()
-    results = [run(trial(*arguments))] if arguments else []
-    if not arguments:
-        waiting, shown, computed, later = run_halves()
-        results = [(waiting, shown), (computed, later)]
+    results = [run([sys.executable, "-m", "twisted.trial", *arguments])] if arguments else run_parts()
     for status, output in results:
         good, bad = judge(status, output)
         passed, failed = passed + good, failed + bad

@@ -47,25 +47,13 @@ class ScheduleTests(TestCase):
         """The second hundred."""
         await self._assert_right(1)
 
-    async def test_third(self) -> None:
-        """The third hundred."""
-        await self._assert_right(2)
-
     async def test_first_on_leases(self) -> None:
         """The first hundred, where claims are Leases."""
         await self._assert_right(0, "--leases")
 
-    async def test_second_on_leases(self) -> None:
-        """The second hundred of these."""
-        await self._assert_right(1, "--leases")
-
     async def test_first_on_etcd3(self) -> None:
         """The first hundred, where claims are in etcd v3."""
         await self._assert_right(0, "--etcd3")
-
-    async def test_second_on_etcd3(self) -> None:
-        """The second hundred of these."""
-        await self._assert_right(1, "--etcd3")
 
 
 class ReplayTests(TestCase):
