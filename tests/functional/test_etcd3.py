@@ -107,4 +107,6 @@ class Etcd3SlowTests(test_stores.SlowTests, OnEtcd3):
 
 
 class Etcd3LossyTests(test_stores.LossyTests, OnEtcd3):
-    """The store loses replies."""
+    """The store loses replies. A heartbeat needs two of them, and so more are lost."""
+
+    ttl = 8
