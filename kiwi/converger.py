@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import singledispatchmethod
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -615,7 +616,10 @@ class Converger(TwistedService):
         return wanted - elsewhere - self._selection.undecided
 
     def _end_holds(self, now: float) -> None:
-        for hold in [hold for hold in self._holds.values() if self.terms.hold_ends(hold) <= now]:
+        holds = self._holds.values()
+        if not holds or now < self.terms.hold_ends(min(holds, key=attrgetter("sent"))):
+            return
+        for hold in [hold for hold in holds if self.terms.hold_ends(hold) <= now]:
             del self._holds[hold.address]
             self._renewals_due.discard(hold.address)
             self.log.warn(

@@ -668,18 +668,34 @@ class _Planner:
 
     def _assignments(self) -> frozenset[Assignment]:
         """What to write of all that may be written. See Note [Written together]."""
-        writable = [
-            a for a in self.kept if self._is_marked(a) and not self._is_new(a) and self._ends(a) - self.now >= 1
-        ]
-        due = [a for a in writable if self._is_assignment_due(a) and self._is_available(AssignmentOf(a))]
+        due = [a for a in self._due_for_writing() if self._is_writable(a) and self._is_available(AssignmentOf(a))]
+        if not due:
+            return frozenset()
         written = self.see.written
-        if due and written is not None and len(writable) > self.terms.few:
-            missing = [a for a in due if a not in self.assigned]
+        missing = [a for a in due if a not in self.assigned]
+        if written is not None and len(self.there) + len(missing) > self.terms.few:
             ends = written.ends - ALONE_ENDS_BEFORE
             is_long_enough = ends - self.now >= SHORTEST_ALONE and all(self._ends(a) >= written.ends for a in missing)
             if is_long_enough and self._is_ahead(written.at + ALL_AGAIN):
                 return frozenset(Assignment(a, ends, self._place(a)) for a in missing)
-        return frozenset(Assignment(a, self._ends(a), self._place(a)) for a in writable) if due else frozenset()
+        return frozenset(Assignment(a, self._ends(a), self._place(a)) for a in self.kept if self._is_writable(a))
+
+    def _due_for_writing(self) -> list[Address]:
+        """Addresses that the kernel should be told to keep, or to keep for longer, or not so long."""
+        see, due = self.see, []
+        ends_of = {sent: self._ends_of(hold) for sent, hold in {hold.sent: hold for hold in self.live.values()}.items()}
+        for address in self.kept:
+            ends, expires = ends_of[self.live[address].sent], self.assigned.get(address)
+            asked_for = see.extended.get(address, -inf)
+            if expires is None or expires > ends + LATER or expires < asked_for - EARLIER:
+                # It is missing, or somebody changed the lifetime by hand.
+                due.append(address)
+            elif ends > asked_for and not (see.renewals_due and self._is_ahead(asked_for - self.terms.ttl / 2)):
+                due.append(address)
+        return due
+
+    def _is_writable(self, address: Address) -> bool:
+        return self._is_marked(address) and not self._is_new(address) and self._ends(address) - self.now >= 1
 
     def _is_new(self, address: Address) -> bool:
         """Whether the neighbours must be asked before an address is assigned."""
@@ -711,18 +727,6 @@ class _Planner:
 
     def _ends_of(self, hold: Hold) -> float:
         return self.terms.assignment_ends(hold, len(self.kept))
-
-    def _is_assignment_due(self, address: Address) -> bool:
-        """Whether the kernel should be told to keep an address, or to keep it for longer."""
-        ends = self._ends(address)
-        expires = self.assigned.get(address)
-        asked_for = self.see.extended.get(address, -inf)
-        if expires is None:
-            return True
-        if ends > asked_for and not (self.see.renewals_due and self._is_ahead(asked_for - self.terms.ttl / 2)):
-            return True
-        # Somebody changed the lifetime by hand.
-        return expires > ends + LATER or expires < asked_for - EARLIER
 
     def _tried_for(self) -> AbstractSet[Address]:
         """Addresses that are being claimed right now."""
