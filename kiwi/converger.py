@@ -102,6 +102,9 @@ which it does so because a stranger took it at the same time.
 DEFENCE_INTERVAL = 10.0
 """Seconds between answers to a machine that says that it has an address of ours (RFC 5227, section 2.4)."""
 
+SHORT_PASS = 0.01
+"""Seconds that a pass may take after which the loop need not rest. After a longer one, it rests for the difference."""
+
 TIME_TO_YIELD = 0.5
 """Seconds in which a machine that has taken a fresh address of ours hears our answer and gives it up, if it does."""
 
@@ -437,7 +440,7 @@ class Converger(TwistedService):
     # The loop.
 
     def _wake(self) -> None:
-        """Look soon. After a pass that took long the loop rests for as long, so that events may gather."""
+        """Look soon. After a pass that took long the loop rests for a while, so that events may gather."""
         self._sleep(max(0.0, self._rested_at - self.clock.seconds()))
 
     def _sleep(self, seconds: float) -> None:
@@ -460,7 +463,7 @@ class Converger(TwistedService):
         for step in made.steps:
             self._do(step)
         now = self.clock.seconds()
-        self._rested_at = now + (now - started)
+        self._rested_at = now + max(0.0, now - started - SHORT_PASS)
         look = min(
             (
                 made.look,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import chain
 
 from attrs import define, field, frozen
 
@@ -19,6 +20,7 @@ from .model import (
     Service,
     ServiceName,
     ServicePort,
+    in_order,
     network_order,
 )
 
@@ -256,7 +258,10 @@ class Selector:
 
     _services: dict[int, Service] = field(factory=dict, init=False)
     _sharing: dict[Address, tuple[Service, ...]] = field(factory=dict, init=False)
-    _decisions: dict[Address, _Decision] = field(factory=dict, init=False)
+    _wanted: dict[Address, frozenset[Mark]] = field(factory=dict, init=False)
+    _places: dict[Address, str] = field(factory=dict, init=False)
+    _refusals: dict[Address, tuple[Refusal, ...]] = field(factory=dict, init=False)
+    _restricted: dict[Address, _Decision] = field(factory=dict, init=False)
     _local: dict[ServiceName, frozenset[str] | None] = field(factory=dict, init=False)
     _grounds: _Grounds | None = field(default=None, init=False)
     _selection: Selection = field(factory=Selection, init=False)
@@ -284,8 +289,8 @@ class Selector:
     def _share(self, services: dict[int, Service]) -> set[Address]:
         """Note who shares which address. The addresses for which that is new."""
         before, self._services = self._services, services
-        gone = [before[number] for number in before.keys() - services.keys()]
-        new = [services[number] for number in services.keys() - before.keys()]
+        gone = [before[number] for number in set(before) - set(services)]
+        new = [services[number] for number in set(services) - set(before)]
         changed = {address for service in (*gone, *new) for address in service.addresses}
         sharing: dict[Address, list[Service]] = {a: list(self._sharing.get(a, ())) for a in changed}
         for service in gone:
@@ -305,28 +310,32 @@ class Selector:
         """The addresses of Services that only some Nodes may carry, where these are others now."""
         moved = {name for name, nodes in self._local.items() if nodes != _known_nodes(endpoints, name)}
         return (
-            {a for a, decision in self._decisions.items() if not moved.isdisjoint(decision.local)} if moved else set()
+            {a for a, decision in self._restricted.items() if not moved.isdisjoint(decision.local)} if moved else set()
         )
 
     def _decided(
         self, changed: set[Address], grounds: _Grounds, endpoints: Mapping[ServiceName, Endpoints] | None
     ) -> Selection:
-        for address in changed:
-            if address in self._sharing:
-                self._decisions[address] = _decide(address, self._sharing[address], grounds, endpoints)
-            else:
-                del self._decisions[address]
-        decisions = self._decisions
-        restricted = {a: decision for a, decision in decisions.items() if decision.local}
-        names = {name for decision in restricted.values() for name in decision.local}
+        for address in in_order(changed):
+            for kept in (self._wanted, self._places, self._refusals, self._restricted):
+                kept.pop(address, None)
+            if address not in self._sharing:
+                continue
+            decision = _decide(address, self._sharing[address], grounds, endpoints)
+            if decision.place:
+                self._wanted[address], self._places[address] = decision.marks, decision.place
+            if decision.refusals:
+                self._refusals[address] = decision.refusals
+            if decision.local:
+                self._restricted[address] = decision
+        names = {name for decision in self._restricted.values() for name in decision.local}
         self._local = {name: _known_nodes(endpoints, name) for name in names}
-        wanted = {a: decision.marks for a, decision in decisions.items() if decision.place}
         return Selection(
-            wanted,
-            frozenset(refusal for decision in decisions.values() if decision.refusals for refusal in decision.refusals),
-            {a: decision.eligible for a, decision in restricted.items() if decision.eligible is not None},
-            frozenset(restricted) if endpoints is None else frozenset(),
-            {a: decisions[a].place for a in wanted},
+            dict(self._wanted),
+            frozenset(chain.from_iterable(self._refusals.values())),
+            {a: decision.eligible for a, decision in self._restricted.items() if decision.eligible is not None},
+            frozenset(self._restricted) if endpoints is None else frozenset(),
+            dict(self._places),
         )
 
 
