@@ -33,6 +33,7 @@ from .model import (
     Mark,
     Network,
     in_order,
+    order,
 )
 from .network.interface import Assigned, NetworkError, Probed, Unassigned
 from .planning import FRESH, LONGEST_SETTLING, QUIET_LASTS, Announced, Plan, Recorded, Situation, Terms, Written, plan
@@ -736,8 +737,8 @@ class Converger(TwistedService):
 
     @_note.register
     def _note_renew(self, step: Renew, results: Mapping[Address, Granted | Lost | Unavailable]) -> None:
-        for address, result in results.items():
-            subject = ClaimTo(address)
+        for address in in_order(results):
+            result, subject = results[address], ClaimTo(address)
             if isinstance(result, Unavailable):
                 self._store_failed(subject, result)
                 continue
@@ -942,7 +943,7 @@ class Converger(TwistedService):
     @_note.register
     def _note_announce(self, step: Announce, result: None) -> None:
         self._succeeded(NEIGHBOURS)
-        for assignment in step.assignments:
+        for assignment in sorted(step.assignments, key=lambda each: order(each.address)):
             self._note_announcement(assignment)
 
     def _note_announcement(self, assignment: Assignment) -> None:

@@ -69,6 +69,6 @@ class FirewallTests(AgentTestCase):
         agent.kill()
         agent = self.start("--firewall", "none")
         self.lab.wait_until(lambda: not self.host.marks(), "the chain to go")
-        self.assertEqual(self.host.carried(), {ADDRESS})
+        self.lab.wait_until(lambda: self.host.carried() == {ADDRESS}, "the address to be carried")
         agent.terminate(7)
         self.assert_untouched(self.host)

@@ -207,7 +207,8 @@ class SpreadTests(AgentTestCase):
         second = self._wait_for_all(addresses)
         for name in first.keys() - {dead.name}:
             self.assertGreater(second[name], first[name])
-            self.assert_about(len(second[name] - first[name]), len(first[dead.name]) / 2)
+            # Who is slow for a moment leaves some of its part to the other one.
+            self.assert_about(len(second[name] - first[name]), len(first[dead.name]) / 2, 1 / 2)
 
         self.lab.wait_until(lambda: dead.name not in self.known_agents(), "the record to end")
         again = self.lab.start_agent(dead, *options)
@@ -217,9 +218,9 @@ class SpreadTests(AgentTestCase):
         self.assertEqual(self._wait_for_all(addresses), second)
         self.assertEqual([overlap for address in addresses for overlap in self.lab.ears.overlaps(address)], [])
 
-    def assert_about(self, number: float, expected: float) -> None:
+    def assert_about(self, number: float, expected: float, part: float = 1 / 5) -> None:
         """The number is as expected, give or take a fifth."""
-        self.assertLessEqual(abs(number - expected), expected / 5, f"{number} is not about {expected}")
+        self.assertLessEqual(abs(number - expected), expected * part, f"{number} is not about {expected}")
 
     def _wait_for_all(self, addresses: set[Address]) -> dict[str, set[Address]]:
         """Wait until each of the addresses is on one host, and the claims say the same; what each host carries."""
