@@ -219,7 +219,7 @@ class SpreadTests(AgentTestCase):
         self.assertEqual([overlap for address in addresses for overlap in self.lab.ears.overlaps(address)], [])
 
     def assert_about(self, number: float, expected: float, part: float = 1 / 5) -> None:
-        """The number is as expected, give or take a fifth."""
+        """The number is as expected, give or take a part of it."""
         self.assertLessEqual(abs(number - expected), expected * part, f"{number} is not about {expected}")
 
     def _wait_for_all(self, addresses: set[Address]) -> dict[str, set[Address]]:
