@@ -206,6 +206,8 @@ class IPv6LinkNeighboursTests(
 
         def configure() -> None:
             begun.wait()
+            # By then we hear what is asked; and our next question, which would stop it, is a second away.
+            sleep(0.2)
             with self.host.host.at_neighbour():
                 self.host.host.address("add", f"{FIRST6}/128", "peer", flags=0)
 
