@@ -28,6 +28,7 @@ from kiwi.logs import logger, printable
 from kiwi.model import Address, AgentRecord, Claims, ip
 
 from .asking import BEAT_TIME, CLAIM_TIME, CLAIMS_IN_FLIGHT, Turn, Turns, answer_of, asked_again
+from .errands import Errands
 from .etcd_user import EtcdUser
 from .interface import Granted, IClaimStore, Lost, Released, Taken, Unavailable
 from .records import parsed, read_record, write_record
@@ -672,24 +673,19 @@ class Etcd2ClaimStore:
 # Watching.
 
 
-def _cancelled(failure: Failure) -> None:
-    failure.trap(CancelledError)
-
-
 @define(eq=False)
 class _Watch(Service):
     """Follows one connection after the other."""
 
     store: Etcd2ClaimStore
     _changed: Callable[[Claims], None]
-    _following: Deferred[None] | None = field(default=None, init=False)
     _mirror: Mirror | None = field(default=None, init=False)
     _teller: Teller = field(init=False)
     _oddities: Oddities = field(init=False)
     _lost: bool = field(default=False, init=False)
     _forbidden: bool = field(default=False, init=False)
     _losses: int = field(default=0, init=False)
-    _writing: list[Deferred[Any]] = field(factory=list, init=False)
+    _errands: Errands = field(factory=Errands, init=False)
 
     log = logger("kiwi.claims")
 
@@ -700,17 +696,12 @@ class _Watch(Service):
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         self.store._watches.append(self)
-        self._following = Deferred.fromCoroutine(self._follow())
-        self._following.addErrback(_cancelled)
+        self._errands.run(Deferred.fromCoroutine(self._follow()))
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
         self.store._watches.remove(self)
-        if self._following is not None:
-            self._following.cancel()
-            self._following = None
-        for writing in self._writing.copy():
-            writing.cancel()
+        self._errands.cancel()
         self._teller.stop()
 
     async def _follow(self) -> None:
@@ -781,9 +772,7 @@ class _Watch(Service):
 
     def _write(self, writing: Deferred[Any]) -> None:
         """Let this come to its end, unless the watch ends first. If it fails, the next snapshot leads here again."""
-        self._writing.append(writing)
-        writing.addErrback(_cancelled)
-        writing.addCallback(lambda _: self._writing.remove(writing))
+        self._errands.run(writing)
 
     def _known(self) -> Claims:
         assert self._mirror is not None

@@ -11,7 +11,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from kiwi.backoff import Backoff
 from kiwi.http import HTTPError, Response
@@ -19,6 +18,7 @@ from kiwi.logs import logger, printable
 from kiwi.model import Claims
 
 from .asking import CLAIM_TIME, answer_of
+from .errands import Errands
 from .etcd3_mirror import Etcd3Mirror, history_of
 from .etcd3_reading import Malformed, Refusal, Told, read_answer, read_told
 from .etcd3_requests import Compacted, Forgotten, if_created_at, put
@@ -44,7 +44,6 @@ class Etcd3Watch(Service):
     _changed: Callable[[Claims], None]
     _mirror: Etcd3Mirror | None = field(default=None, init=False)
     _is_stale: bool = field(default=False, init=False)
-    _following: Deferred[None] | None = field(default=None, init=False)
     _streaming: Deferred[Response | None] | None = field(default=None, init=False)
     _trouble: str | None = field(default=None, init=False)
     _opened_at: float | None = field(default=None, init=False)
@@ -57,7 +56,7 @@ class Etcd3Watch(Service):
     _losses: int = field(default=0, init=False)
     _teller: Teller = field(init=False)
     _oddities: Oddities = field(init=False)
-    _writing: list[Deferred[Any]] = field(factory=list, init=False)
+    _errands: Errands = field(factory=Errands, init=False)
     _look: IDelayedCall | None = field(default=None, init=False)
 
     log = logger("kiwi.claims")
@@ -69,8 +68,7 @@ class Etcd3Watch(Service):
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         self.store.watches.append(self)
-        self._following = Deferred.fromCoroutine(self._follow())
-        self._following.addErrback(_cancelled)
+        self._errands.run(Deferred.fromCoroutine(self._follow()))
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
@@ -78,11 +76,7 @@ class Etcd3Watch(Service):
         if self.store.mirror is self._mirror:
             self.store.mirror = None
         self._is_stale = True
-        if self._following is not None:
-            self._following.cancel()
-            self._following = None
-        for writing in self._writing.copy():
-            writing.cancel()
+        self._errands.cancel()
         self._teller.stop()
         if self._look is not None:
             self._look.cancel()
@@ -332,15 +326,8 @@ class Etcd3Watch(Service):
 
     def _write(self, work: Coroutine[Any, Any, None]) -> None:
         """Let this come to its end, unless the watch ends first. If it fails, the next list leads here again."""
-        writing: Deferred[Any] = answer_of(work, self.log)
-        self._writing.append(writing)
-        writing.addErrback(_cancelled)
-        writing.addCallback(lambda _: self._writing.remove(writing))
+        self._errands.run(answer_of(work, self.log))
 
     def _known(self) -> Claims:
         assert self._mirror is not None
         return self._mirror.known(self._losses)
-
-
-def _cancelled(failure: Failure) -> None:
-    failure.trap(CancelledError)

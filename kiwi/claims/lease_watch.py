@@ -23,6 +23,7 @@ from kiwi.logs import logger, printable
 from kiwi.model import Claims
 
 from .asking import CLAIM_TIME, answer_of
+from .errands import Errands
 from .interface import Unavailable
 from .lease_mirror import LeaseMirror
 from .lease_objects import (
@@ -78,7 +79,6 @@ class LeaseWatch(Service):
     _sights: count[int] = field(factory=count, init=False)
     _mirror: LeaseMirror = field(factory=LeaseMirror, init=False)
     _objects: Objects[str, Lease] = field(init=False)
-    _following: Deferred[None] | None = field(default=None, init=False)
     _watching: Deferred[Any] | None = field(default=None, init=False)
     _complete: bool = field(default=False, init=False)
     _out_of_sight_since: float = field(default=-inf, init=False)
@@ -91,7 +91,7 @@ class LeaseWatch(Service):
     _teller: Teller = field(init=False)
     _oddities: Oddities = field(init=False)
     _ending: dict[str, Deferred[Any]] = field(factory=dict, init=False)
-    _writing: list[Deferred[Any]] = field(factory=list, init=False)
+    _errands: Errands = field(factory=Errands, init=False)
     _look: IDelayedCall | None = field(default=None, init=False)
 
     log = logger("kiwi.claims")
@@ -107,8 +107,7 @@ class LeaseWatch(Service):
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         self.store.watches.append(self)
-        self._following = Deferred.fromCoroutine(self._follow())
-        self._following.addErrback(_cancelled)
+        self._errands.run(Deferred.fromCoroutine(self._follow()))
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
@@ -116,11 +115,9 @@ class LeaseWatch(Service):
         if self.store.mirror is self._mirror:
             self.store.mirror = None
         self._complete, self._out_of_sight_since = False, -inf
-        if self._following is not None:
-            self._following.cancel()
-            self._following = None
-        for asking in [*self._ending.values(), *self._writing]:
-            asking.cancel()
+        self._errands.cancel()
+        for ending in list(self._ending.values()):
+            ending.cancel()
         self._teller.stop()
         if self._look is not None:
             self._look.cancel()
@@ -325,11 +322,4 @@ class LeaseWatch(Service):
     def _write(self, name: str, document: dict[str, Any]) -> None:
         """Make this Lease, unless it is there, or the watch ends first. If it fails, the next list leads here again."""
         deadline = self._now() + self.store.ttl * CLAIM_TIME
-        writing: Deferred[Any] = answer_of(self.store.requests.create(name, document, deadline), self.log)
-        self._writing.append(writing)
-        writing.addErrback(_cancelled)
-        writing.addCallback(lambda _: self._writing.remove(writing))
-
-
-def _cancelled(failure: Failure) -> None:
-    failure.trap(CancelledError)
+        self._errands.run(answer_of(self.store.requests.create(name, document, deadline), self.log))
