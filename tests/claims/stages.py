@@ -119,20 +119,12 @@ class FakeEtcd2Stage:
 
 
 @define(eq=False)
-class RealEtcd2Stage:
-    """A real one, in real time."""
+class RealEtcdStage:
+    """A real etcd, of which each stage has a prefix of its own."""
 
     world: RealWorld
     process: EtcdProcess
     prefix: str = field(factory=unique_prefix)
-    rest_on_records: ClassVar[bool] = False
-
-    def store(self, agent_id: str, ttl: int = LONG) -> Etcd2ClaimStore:
-        return etcd2_store(self.world, [self.process.endpoint], self.prefix, agent_id, ttl)
-
-    def store_with_dead_first(self, agent_id: str) -> Etcd2ClaimStore:
-        dead = f"http://127.0.0.1:{free_port()}"
-        return etcd2_store(self.world, [dead, self.process.endpoint], self.prefix, agent_id)
 
     def crash(self) -> None:
         self.process.kill()
@@ -145,6 +137,20 @@ class RealEtcd2Stage:
 
     def thaw(self) -> None:
         self.process.thaw()
+
+
+@define(eq=False)
+class RealEtcd2Stage(RealEtcdStage):
+    """A real one, in real time."""
+
+    rest_on_records: ClassVar[bool] = False
+
+    def store(self, agent_id: str, ttl: int = LONG) -> Etcd2ClaimStore:
+        return etcd2_store(self.world, [self.process.endpoint], self.prefix, agent_id, ttl)
+
+    def store_with_dead_first(self, agent_id: str) -> Etcd2ClaimStore:
+        dead = f"http://127.0.0.1:{free_port()}"
+        return etcd2_store(self.world, [dead, self.process.endpoint], self.prefix, agent_id)
 
     async def write(self, path: str, value: str | None) -> None:
         what = "dir=true" if value is None else f"value={quote(value)}"
@@ -255,12 +261,9 @@ class FakeEtcd3Stage:
 
 
 @define(eq=False)
-class RealEtcd3Stage:
+class RealEtcd3Stage(RealEtcdStage):
     """A real one, in real time."""
 
-    world: RealWorld
-    process: EtcdProcess
-    prefix: str = field(factory=unique_prefix)
     rest_on_records: ClassVar[bool] = True
 
     def store(self, agent_id: str, ttl: int = LONG) -> Etcd3ClaimStore:
@@ -269,18 +272,6 @@ class RealEtcd3Stage:
     def store_with_dead_first(self, agent_id: str) -> Etcd3ClaimStore:
         dead = f"http://127.0.0.1:{free_port()}"
         return etcd3_store(self.world, [dead, self.process.endpoint], self.prefix, agent_id)
-
-    def crash(self) -> None:
-        self.process.kill()
-
-    def start(self, wipe: bool = False) -> None:
-        self.process.restart(wipe)
-
-    def freeze(self) -> None:
-        self.process.freeze()
-
-    def thaw(self) -> None:
-        self.process.thaw()
 
     async def ask(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         return await ask_etcd3(self.world, self.process.endpoint, path, document)
